@@ -32,6 +32,7 @@ fragments() {
 	case $kind in
 	*debug) cat "$lab/config/debug.config" ;;
 	esac
+	[ "$kind" != debug ] || cat "$lab/config/kunit.config"
 	# Another base or another Kconfig makes another .config from these.
 	sed 's/^/# base: /' "$build/src/stock.id"
 	case $kind in

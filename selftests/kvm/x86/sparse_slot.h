@@ -51,6 +51,41 @@ static inline long vm_stat_or_none(struct kvm_vm *vm, const char *name)
 	return value;
 }
 
+/* Is this machine emulated by QEMU's TCG? */
+static inline bool is_emulated(void)
+{
+	u32 eax, text[3];
+
+	if (!this_cpu_has(X86_FEATURE_HYPERVISOR))
+		return false;
+	cpuid(0x40000000, &eax, &text[0], &text[1], &text[2]);
+	return !memcmp(text, "TCGTCGTCGTCG", sizeof(text));
+}
+
+/*
+ * How many vCPUs of a VM may run at once: no more than there are CPUs, and, unless @most
+ * says otherwise, one on an emulated machine.  With more than one there (QEMU 7.2 and
+ * 10.0), guests shut down for no reason now and then, on a stock kernel as well, once a
+ * guest's writes went astray, and once a CPU of the machine itself lost its GS base.
+ */
+static inline u32 vcpus_at_once(u32 wanted, u32 most)
+{
+	u32 cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (!most)
+		most = is_emulated() ? 1 : cpus;
+	return min(wanted, most);
+}
+
+/* What ended a guest that should not have ended. */
+static inline void __noreturn fail_exit(struct kvm_vcpu *vcpu)
+{
+	TEST_FAIL("vCPU %u left with exit reason %u (%s), suberror %u", vcpu->id,
+		  vcpu->run->exit_reason, exit_reason_str(vcpu->run->exit_reason),
+		  vcpu->run->exit_reason == KVM_EXIT_INTERNAL_ERROR ?
+		  vcpu->run->internal.suberror : 0);
+}
+
 /* Does a slot of so many bytes fit below the end of the guest's addresses? */
 static inline bool slot_fits(struct kvm_vm *vm, u64 size)
 {

@@ -75,6 +75,7 @@ struct device {
 
 static int run_seconds = 3;
 static unsigned int seed = 1;
+static u32 max_vcpus;
 
 static u64 pattern(u64 block, u64 page, u64 round)
 {
@@ -140,7 +141,7 @@ static void enter_guest(struct kvm_vcpu *vcpu)
 	case UCALL_ABORT:
 		REPORT_GUEST_ASSERT(uc);
 	default:
-		TEST_FAIL("the guest left with exit reason %u", vcpu->run->exit_reason);
+		fail_exit(vcpu);
 	}
 }
 
@@ -645,21 +646,14 @@ static const struct test {
 	RUNNING("4 vCPUs running, anon, dirty log toggled", ANON, DONTNEED, true, 4, 4),
 };
 
-/*
- * No more vCPUs than CPUs.  With more of them than that, on a machine that QEMU's TCG
- * emulates (7.2 and 10.0), guests shut down for no reason now and then, on a stock
- * kernel as well, and once a guest's writes went astray.
- */
 static struct config for_this_machine(const struct config *config)
 {
-	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	struct config c = *config;
 
-	if (c.nr_vcpus > cpus) {
-		ksft_print_msg("%s: %ld in place of %u vCPUs, for there are no more CPUs\n",
-			       c.name, cpus, c.nr_vcpus);
-		c.nr_vcpus = cpus;
-	}
+	c.nr_vcpus = vcpus_at_once(c.nr_vcpus, max_vcpus);
+	if (c.nr_vcpus < config->nr_vcpus)
+		ksft_print_msg("%s: %u in place of %u vCPUs\n", c.name, c.nr_vcpus,
+			       config->nr_vcpus);
 	return c;
 }
 
@@ -709,9 +703,10 @@ static void run_churn(const struct config *config)
 
 static void help(FILE *to)
 {
-	fprintf(to, "usage: sparse_slot_test [-s SECONDS] [-r SEED] [-t NAME]\n"
+	fprintf(to, "usage: sparse_slot_test [-s SECONDS] [-r SEED] [-v VCPUS] [-t NAME]\n"
 		"  -s  of each test with running vCPUs (default %d)\n"
 		"  -r  of the order in which these unplug blocks (default %u)\n"
+		"  -v  at most, also on an emulated machine (default there: 1; see vcpus_at_once())\n"
 		"  -t  only tests with NAME in their name\n", run_seconds, seed);
 }
 
@@ -722,13 +717,16 @@ int main(int argc, char **argv)
 	long hugepages;
 	int o;
 
-	while ((o = getopt(argc, argv, "s:r:t:h")) != -1) {
+	while ((o = getopt(argc, argv, "s:r:v:t:h")) != -1) {
 		switch (o) {
 		case 's':
 			run_seconds = atoi_positive("seconds", optarg);
 			break;
 		case 'r':
 			seed = atoi_non_negative("seed", optarg);
+			break;
+		case 'v':
+			max_vcpus = atoi_positive("vCPUs", optarg);
 			break;
 		case 't':
 			only = optarg;
