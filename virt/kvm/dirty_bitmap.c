@@ -93,20 +93,26 @@ static unsigned long nr_bytes_of(const struct kvm_memory_slot *memslot, unsigned
 	return ALIGN(nr_pages_of(memslot, i), BITS_PER_LONG) / BITS_PER_BYTE;
 }
 
+/* Clears bits from @nr on, of @nr_bytes. */
+static void cut(void *bits, unsigned long nr, unsigned long nr_bytes)
+{
+	unsigned long byte = nr / BITS_PER_BYTE;
+	u8 *to = bits;
+
+	if (byte >= nr_bytes)
+		return;
+	to[byte] &= BIT(nr % BITS_PER_BYTE) - 1;
+	memset(to + byte + 1, 0, nr_bytes - byte - 1);
+}
+
 /* Sets the bits of the first @nr_pages to what coarse bits say, and no others. */
 static void expand(unsigned long coarse, unsigned long nr_pages, unsigned long *bits)
 {
 	const unsigned long range_bytes = RANGE_PAGES / BITS_PER_BYTE;
-	unsigned long bytes = nr_pages / BITS_PER_BYTE;
-	u8 *to = (u8 *)bits;
 
 	for (unsigned long i = 0; i < NR_RANGES; i++)
-		memset(to + i * range_bytes, coarse & 2ul << i ? 0xff : 0, range_bytes);
-
-	if (bytes == PAGE_SIZE)
-		return;
-	to[bytes] &= BIT(nr_pages % BITS_PER_BYTE) - 1;
-	memset(to + bytes + 1, 0, PAGE_SIZE - bytes - 1);
+		memset((u8 *)bits + i * range_bytes, coarse & 2ul << i ? 0xff : 0, range_bytes);
+	cut(bits, nr_pages, PAGE_SIZE);
 }
 
 /**
@@ -203,7 +209,8 @@ static bool set_without_bits(unsigned long *chunk, unsigned long old, unsigned l
  * @memslot: with a dirty bitmap
  * @rel_gfn: the page, relative to the memslot's first
  *
- * Pages around it may be reported dirty, too, where there is no memory to tell.
+ * Pages around it, RANGE_PAGES of them, may be reported dirty, too, where there is no
+ * memory to tell.
  *
  * Context: any but NMI.  @memslot stays, for kvm->srcu or slots_lock is held.
  */
@@ -219,7 +226,7 @@ void kvm_dirty_bitmap_set(const struct kvm_memory_slot *memslot, unsigned long r
 			return;
 		}
 		if (chunk & coarse_bit(page) & ~COARSE) {
-			/* Pairs with xchg() by those who take the bit away. */
+			/* Pairs with cmpxchg() by those who take the bit away. */
 			smp_mb();
 			if (READ_ONCE(*p) == chunk)
 				return;
@@ -228,21 +235,6 @@ void kvm_dirty_bitmap_set(const struct kvm_memory_slot *memslot, unsigned long r
 		if (set_without_bits(p, chunk, nr_pages_of(memslot, i), page))
 			return;
 	} while (true);
-}
-
-/*
- * x86 takes huge SPTEs' MMU-writable bit away in this mode.  Whoever write-protects a page
- * for other reasons, once mmu_lock is free, will not flush what has it not: so do it here.
- */
-static void flush_before_unlock(struct kvm *kvm, struct kvm_memory_slot *memslot,
-				unsigned long i, bool *flush)
-{
-	if (!*flush || !kvm_dirty_log_manual_protect_and_init_set(kvm))
-		return;
-
-	kvm_flush_remote_tlbs_range(kvm, memslot->base_gfn + i * CHUNK_PAGES,
-				    nr_pages_of(memslot, i));
-	*flush = false;
 }
 
 /*
@@ -255,9 +247,6 @@ static void protect(struct kvm *kvm, struct kvm_memory_slot *memslot, unsigned l
 	kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, memslot,
 						i * CHUNK_PAGES + word * BITS_PER_LONG, mask);
 	*flush = true;
-	if (!need_resched() && !KVM_MMU_NEEDBREAK(kvm))
-		return;
-	flush_before_unlock(kvm, memslot, i, flush);
 	KVM_MMU_RESCHED(kvm);
 }
 
@@ -319,7 +308,6 @@ static bool take_chunk(struct kvm *kvm, struct kvm_memory_slot *memslot, unsigne
 		if (to[word])
 			protect(kvm, memslot, i, word, to[word], flush);
 	}
-	flush_before_unlock(kvm, memslot, i, flush);
 	KVM_MMU_UNLOCK(kvm);
 	return true;
 }
@@ -449,23 +437,61 @@ int kvm_get_dirty_log_protect(struct kvm *kvm, struct kvm_dirty_log *log)
 	return ok ? 0 : -EFAULT;
 }
 
-/* Has userspace, in the scratch page, every page of chunk @i? */
-static bool is_all(const struct kvm_memory_slot *memslot, unsigned long i,
-		   unsigned long from, unsigned long to)
+/* Are the first @nr bits set? */
+static bool has_all(const u8 *bits, unsigned long nr)
 {
-	unsigned long nr_pages = nr_pages_of(memslot, i);
-	const u8 *bits = (const u8 *)memslot->dirty_bitmap->scratch;
-	const u8 last = BIT(nr_pages % BITS_PER_BYTE) - 1;
+	const u8 last = BIT(nr % BITS_PER_BYTE) - 1;
 
-	return !from && to == nr_bytes_of(memslot, i) / sizeof(long) &&
-	       !memchr_inv(bits, 0xff, nr_pages / BITS_PER_BYTE) &&
-	       (!last || (bits[nr_pages / BITS_PER_BYTE] & last) == last);
+	return !memchr_inv(bits, 0xff, nr / BITS_PER_BYTE) &&
+	       (!last || (bits[nr / BITS_PER_BYTE] & last) == last);
 }
 
 /*
- * Gives chunk @i bits in place of coarse ones.  Where there is no memory for that, pages
- * stay dirty that userspace wants to be clean, and will be reported once more.
+ * Coarse bits of the ranges of chunk @i that userspace has, in the scratch page, every
+ * page of; and of those that are behind the end of the memslot.  The scratch page is for
+ * words @from to @to, not including it.
  */
+static unsigned long whole_ranges(const struct kvm_memory_slot *memslot, unsigned long i,
+				  unsigned long from, unsigned long to)
+{
+	const u8 *bits = (const u8 *)memslot->dirty_bitmap->scratch;
+	unsigned long first_bit = from * BITS_PER_LONG, whole = 0;
+
+	for (unsigned long range = 0; range < NR_RANGES; range++) {
+		unsigned long first = range * RANGE_PAGES;
+		unsigned long end = min(first + RANGE_PAGES, nr_pages_of(memslot, i));
+
+		if (first >= end ||
+		    (first >= first_bit && end <= to * BITS_PER_LONG &&
+		     has_all(bits + (first - first_bit) / BITS_PER_BYTE, end - first)))
+			whole |= 2ul << range;
+	}
+	return whole;
+}
+
+/*
+ * Takes the coarse bits that @whole has from a chunk, and returns those that were there.
+ * If somebody put bits there instead, these are returned in @bits.
+ */
+static unsigned long take_ranges(unsigned long *chunk, unsigned long whole,
+				 unsigned long **bits)
+{
+	unsigned long old, new;
+
+	do {
+		old = READ_ONCE(*chunk);
+		*bits = bits_of(old);
+		if (*bits)
+			return 0;
+		new = old & ~whole;
+		if (new == COARSE)
+			new = CLEAN;
+	} while (cmpxchg(chunk, old, new) != old);
+
+	return old & whole;
+}
+
+/* Gives chunk @i bits in place of coarse ones, and returns them; NULL: no memory. */
 static unsigned long *refine_chunk(struct kvm_memory_slot *memslot, unsigned long i)
 {
 	unsigned long *p = &memslot->dirty_bitmap->chunks[i], *bits = wait_for_page(), old;
@@ -494,32 +520,39 @@ static void clear_chunk(struct kvm *kvm, struct kvm_memory_slot *memslot, unsign
 			unsigned long from, unsigned long to, bool *flush)
 {
 	struct kvm_sparse_bitmap *bitmap = memslot->dirty_bitmap;
-	unsigned long *masks = bitmap->scratch, *bits = NULL;
-	bool taken;
+	unsigned long *p = &bitmap->chunks[i], chunk = READ_ONCE(*p);
+	unsigned long *masks = bitmap->scratch, *bits = bits_of(chunk);
+	unsigned long whole, taken = 0;
 
-	/* Not for a while after all are clean again is there a need for bits. */
-	taken = is_all(memslot, i, from, to) &&
-		cmpxchg(&bitmap->chunks[i], ALL_DIRTY, CLEAN) == ALL_DIRTY;
-	if (taken) {
-		/* Userspace may have bits behind the end of the memslot. */
-		expand(ALL_DIRTY, nr_pages_of(memslot, i), masks);
-	} else {
-		bits = bits_of(READ_ONCE(bitmap->chunks[i])) ?: refine_chunk(memslot, i);
+	/* Userspace may have bits behind the end of the memslot. */
+	cut(masks, nr_pages_of(memslot, i) - from * BITS_PER_LONG, (to - from) * sizeof(long));
+
+	/*
+	 * Coarse bits of which a part is to be cleared become bits.  If there is no
+	 * memory for that, such ranges stay dirty and will be reported once more.
+	 */
+	if (!bits) {
+		whole = whole_ranges(memslot, i, from, to);
+		if (chunk & ~whole & ~COARSE)
+			bits = refine_chunk(memslot, i);
 		if (!bits)
-			return;
+			taken = take_ranges(p, whole, &bits);
 	}
 
 	KVM_MMU_LOCK(kvm);
 	for (unsigned long word = from; word < to; word++) {
 		unsigned long mask = *masks++;
 
-		/* What is really cleared, which has nothing behind that end either. */
-		if (mask && !taken)
+		if (!mask)
+			continue;
+		/* What is really cleared. */
+		if (bits)
 			mask &= atomic_long_fetch_andnot(mask, (atomic_long_t *)&bits[word]);
+		else if (!(taken & coarse_bit(word * BITS_PER_LONG) & ~COARSE))
+			mask = 0;
 		if (mask)
 			protect(kvm, memslot, i, word, mask, flush);
 	}
-	flush_before_unlock(kvm, memslot, i, flush);
 	KVM_MMU_UNLOCK(kvm);
 }
 

@@ -424,7 +424,8 @@ static void test_failures(struct device *d)
 	ok = fail_faults(d, fd, &faults) && fail_slots(d, fd, &slots);
 	close(fd);
 	ksft_print_msg("KVM_RUN failed %d times, a new slot %d times\n", faults, slots);
-	ksft_test_result(ok && faults && slots, "%s: failures\n", d->name);
+	/* KVM_RUN may get by with what its caches have; a slot cannot, if anything fails. */
+	ksft_test_result(ok && slots, "%s: failures\n", d->name);
 }
 
 /* kB of memory that are free, but for what is on its way. */
