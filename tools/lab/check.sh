@@ -125,7 +125,8 @@ check_selftest() {
 	local file=${1#selftests/} system=("$patched/tools/include/uapi")
 
 	case $file in
-	kvm/*) system=(kvm/include kvm/include/x86 cgroup/lib/include "$patched"/tools/{include,arch/x86/include} \
+	kvm/*) system=(kvm/include kvm/include/x86 cgroup/lib/include \
+		"$patched"/tools/{include,arch/x86/include} \
 		"$patched"/tools/{include/uapi,arch/x86/include/uapi}) ;;
 	esac
 	cd "$patched/tools/testing/selftests"

@@ -72,7 +72,7 @@ static bool is_coarse(unsigned long chunk)
 
 static unsigned long coarse_bit(unsigned long page)
 {
-	return COARSE | 2ul << page / RANGE_PAGES;
+	return 2ul << page / RANGE_PAGES;
 }
 
 /* The bits of a chunk that has some, or NULL. */
@@ -193,7 +193,7 @@ static bool set_without_bits(unsigned long *chunk, unsigned long old, unsigned l
 	unsigned long *bits = take_page();
 
 	if (!bits)
-		return cmpxchg(chunk, old, old | coarse_bit(page)) == old;
+		return cmpxchg(chunk, old, old | coarse_bit(page) | COARSE) == old;
 
 	expand(old, nr_pages, bits);
 	set_bit_le(page, bits);
@@ -225,7 +225,7 @@ void kvm_dirty_bitmap_set(const struct kvm_memory_slot *memslot, unsigned long r
 			set_bit_le(page, bits_of(chunk));
 			return;
 		}
-		if (chunk & coarse_bit(page) & ~COARSE) {
+		if (chunk & coarse_bit(page)) {
 			/* Pairs with cmpxchg() by those who take the bit away. */
 			smp_mb();
 			if (READ_ONCE(*p) == chunk)
@@ -548,7 +548,7 @@ static void clear_chunk(struct kvm *kvm, struct kvm_memory_slot *memslot, unsign
 		/* What is really cleared. */
 		if (bits)
 			mask &= atomic_long_fetch_andnot(mask, (atomic_long_t *)&bits[word]);
-		else if (!(taken & coarse_bit(word * BITS_PER_LONG) & ~COARSE))
+		else if (!(taken & coarse_bit(word * BITS_PER_LONG)))
 			mask = 0;
 		if (mask)
 			protect(kvm, memslot, i, word, mask, flush);

@@ -81,29 +81,22 @@ struct device {
 	u64 *got;		/* what was reported */
 };
 
-/* KVM writes the time of day to where this register points, when it is written. */
-static void guest_has_kvm_write(u64 at)
+/* KVM writes the time of day to where the register points, when that is written. */
+static void guest_write(u64 at, u64 round)
 {
-	wrmsr(MSR_KVM_WALL_CLOCK_NEW, SLOT_GPA + at);
-}
-
-static void guest_write(struct shared *s, u64 round)
-{
-	for (u64 i = 0; i < READ_ONCE(s->nr); i++) {
-		u64 at = s->at[i] & -PAGE;
-
-		if (s->at[i] & BY_KVM)
-			guest_has_kvm_write(at);
-		else
-			WRITE_ONCE(*(u64 *)(SLOT_GVA + at), round);
-	}
+	if (at & BY_KVM)
+		wrmsr(MSR_KVM_WALL_CLOCK_NEW, SLOT_GPA + (at & -PAGE));
+	else
+		WRITE_ONCE(*(u64 *)(SLOT_GVA + at), round);
 }
 
 static void guest_code(struct shared *s, u64 vcpu __always_unused)
 {
 	GUEST_SYNC(0);
 	for (;;) {
-		guest_write(s, ++s->round);
+		s->round++;
+		for (u64 i = 0; i < READ_ONCE(s->nr); i++)
+			guest_write(s->at[i], s->round);
 		GUEST_SYNC(1);
 	}
 }
@@ -127,33 +120,14 @@ static void guest_code_race(struct shared *s, u64 vcpu)
 		if (turn % 2 == 0) {
 			round++;
 			for (u64 i = vcpu; i < MAX_WRITES && READ_ONCE(s->turn) == turn;
-			     i += s->nr_vcpus) {
-				if (s->at[i] & BY_KVM)
-					guest_has_kvm_write(s->at[i] & -PAGE);
-				else
-					WRITE_ONCE(*(u64 *)(SLOT_GVA + s->at[i]), round);
-			}
+			     i += s->nr_vcpus)
+				guest_write(s->at[i], round);
 		}
 		/* All writes before are there when this is seen. */
 		__atomic_store_n(&s->done[vcpu], turn, __ATOMIC_RELEASE);
 	}
 	wrmsr(MSR_KVM_STEAL_TIME, 0);
 	GUEST_SYNC(1);
-}
-
-static void run_vcpu(struct kvm_vcpu *vcpu)
-{
-	struct ucall uc;
-
-	vcpu_run(vcpu);
-	switch (get_ucall(vcpu, &uc)) {
-	case UCALL_SYNC:
-		return;
-	case UCALL_ABORT:
-		REPORT_GUEST_ASSERT(uc);
-	default:
-		fail_exit(vcpu);
-	}
 }
 
 static void enter_guest(struct device *d)
@@ -178,10 +152,9 @@ static void *reserve(u64 size)
 }
 
 /* Populated, so that no limit on memory can be in the way of it. */
-static void *new_bitmap(u64 size)
+static void *new_bitmap(struct device *d)
 {
-	u64 bytes = (size / PAGE + 63) / 64 * 8;
-	void *bitmap = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+	void *bitmap = mmap(NULL, d->nr_words * 8, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 
 	TEST_ASSERT(bitmap != MAP_FAILED, "mmap: %s", strerror(errno));
@@ -209,8 +182,8 @@ static void open_device(struct device *d, enum log_mode mode, u64 size, u32 nr_v
 	for (u32 i = 0; i < nr_vcpus; i++)
 		vcpu_args_set(d->vcpus[i], 2, pages, (u64)i);
 	d->mem = reserve(size);
-	d->model = new_bitmap(size);
-	d->got = new_bitmap(size);
+	d->model = new_bitmap(d);
+	d->got = new_bitmap(d);
 	set_slot(d, 0);
 }
 
@@ -220,6 +193,11 @@ static void close_device(struct device *d)
 	munmap(d->mem, d->size);
 	munmap(d->model, d->nr_words * 8);
 	munmap(d->got, d->nr_words * 8);
+}
+
+static bool has_page(const u64 *bitmap, u64 page)
+{
+	return bitmap[page / 64] >> page % 64 & 1;
 }
 
 static void set_pages(u64 *bitmap, u64 first, u64 nr)
@@ -281,7 +259,7 @@ static bool is_coarse(struct device *d, u64 word)
 	u64 first_page = first * 64, nr = min_t(u64, RANGE_WORDS * 64, d->nr_pages - first_page);
 
 	for (u64 page = first_page; page < first_page + nr; page++) {
-		if (!(d->got[page / 64] >> page % 64 & 1))
+		if (!has_page(d->got, page))
 			return false;
 	}
 	set_pages(d->model, first_page, nr);
@@ -475,7 +453,7 @@ static void copy_pages(struct device *d, char *copy, bool all)
 	for (u64 i = 0; i < NR_WRITTEN; i++) {
 		u64 page = nth_page(d, i);
 
-		if (all || d->got[page / 64] >> page % 64 & 1)
+		if (all || has_page(d->got, page))
 			memcpy(copy + page * PAGE, d->mem + page * PAGE, PAGE);
 	}
 }
@@ -581,12 +559,6 @@ static void test_race(enum log_mode mode)
 	close_device(&d);
 	munmap(copy, RACE_SIZE);
 	ksft_test_result(ok, "race: %s\n", mode_names[mode]);
-}
-
-static long free_kb(void)
-{
-	pt_grace_period();
-	return meminfo_kb("MemFree");
 }
 
 static int compare_longs(const void *a, const void *b)

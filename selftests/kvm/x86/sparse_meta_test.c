@@ -87,26 +87,12 @@ static int try_run(struct device *d)
 	return __vcpu_run(d->vcpu) ? errno : 0;
 }
 
-static void check_exit(struct device *d)
-{
-	struct ucall uc;
-
-	switch (get_ucall(d->vcpu, &uc)) {
-	case UCALL_SYNC:
-		return;
-	case UCALL_ABORT:
-		REPORT_GUEST_ASSERT(uc);
-	default:
-		fail_exit(d->vcpu);
-	}
-}
-
 static void enter_guest(struct device *d)
 {
 	int error = try_run(d);
 
 	TEST_ASSERT(!error, "KVM_RUN: %s", strerror(error));
-	check_exit(d);
+	expect_sync(d->vcpu);
 }
 
 static int try_set_slot(struct device *d, u32 flags, u64 gpa, u64 size)
@@ -376,7 +362,7 @@ static bool fail_faults(struct device *d, int fd, int *failed)
 		if (error)
 			enter_guest(d);
 		else
-			check_exit(d);
+			expect_sync(d->vcpu);
 		if (!is_ideal(d, "after a failure"))
 			return false;
 		unplug_all(d);
@@ -426,13 +412,6 @@ static void test_failures(struct device *d)
 	ksft_print_msg("KVM_RUN failed %d times, a new slot %d times\n", faults, slots);
 	/* KVM_RUN may get by with what its caches have; a slot cannot, if anything fails. */
 	ksft_test_result(ok && slots, "%s: failures\n", d->name);
-}
-
-/* kB of memory that are free, but for what is on its way. */
-static long free_kb(void)
-{
-	pt_grace_period();
-	return meminfo_kb("MemFree");
 }
 
 static void test_empty(const char *name, bool nested)

@@ -26,6 +26,13 @@ static inline long meminfo_kb(const char *name)
 	return pt_field(buf, name);
 }
 
+/* kB of memory that are free, once what is on its way is. */
+static inline long free_kb(void)
+{
+	pt_grace_period();
+	return meminfo_kb("MemFree");
+}
+
 /* A statistic of the VM, or -1 where the kernel has none of that name. */
 static inline long vm_stat_or_none(struct kvm_vm *vm, const char *name)
 {
@@ -77,13 +84,29 @@ static inline u32 vcpus_at_once(u32 wanted, u32 most)
 	return min(wanted, most);
 }
 
-/* What ended a guest that should not have ended. */
-static inline void __noreturn fail_exit(struct kvm_vcpu *vcpu)
+/* A vCPU has left: by GUEST_SYNC(), or the test ends here and says why. */
+static inline void expect_sync(struct kvm_vcpu *vcpu)
 {
-	TEST_FAIL("vCPU %u left with exit reason %u (%s), suberror %u", vcpu->id,
-		  vcpu->run->exit_reason, exit_reason_str(vcpu->run->exit_reason),
-		  vcpu->run->exit_reason == KVM_EXIT_INTERNAL_ERROR ?
-		  vcpu->run->internal.suberror : 0);
+	struct ucall uc;
+
+	switch (get_ucall(vcpu, &uc)) {
+	case UCALL_SYNC:
+		return;
+	case UCALL_ABORT:
+		REPORT_GUEST_ASSERT(uc);
+	default:
+		TEST_FAIL("vCPU %u left with exit reason %u (%s), suberror %u", vcpu->id,
+			  vcpu->run->exit_reason, exit_reason_str(vcpu->run->exit_reason),
+			  vcpu->run->exit_reason == KVM_EXIT_INTERNAL_ERROR ?
+			  vcpu->run->internal.suberror : 0);
+	}
+}
+
+/* Runs a vCPU until its next GUEST_SYNC(). */
+static inline void run_vcpu(struct kvm_vcpu *vcpu)
+{
+	vcpu_run(vcpu);
+	expect_sync(vcpu);
 }
 
 /* Does a slot of so many bytes fit below the end of the guest's addresses? */

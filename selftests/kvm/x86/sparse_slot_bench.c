@@ -87,21 +87,6 @@ static void guest_code(void *nested, u64 bytes)
 	}
 }
 
-static void enter_guest(struct slot *s)
-{
-	struct ucall uc;
-
-	vcpu_run(s->vcpu);
-	switch (get_ucall(s->vcpu, &uc)) {
-	case UCALL_SYNC:
-		return;
-	case UCALL_ABORT:
-		REPORT_GUEST_ASSERT(uc);
-	default:
-		fail_exit(s->vcpu);
-	}
-}
-
 static void set_region(struct slot *s, u32 flags, u64 size)
 {
 	vm_set_user_memory_region(s->vm, SLOT, flags, SLOT_GPA, size, s->mem);
@@ -128,7 +113,7 @@ static void open_slot(struct slot *s, const struct config *c)
 	s->bitmap = mmap(NULL, s->bitmap_size, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	TEST_ASSERT(s->bitmap != MAP_FAILED, "mmap of the bitmap: %s", strerror(errno));
-	enter_guest(s);
+	run_vcpu(s->vcpu);
 }
 
 static void check_dirty(struct slot *s, bool populated)
@@ -152,12 +137,6 @@ static void zero_bitmap(struct slot *s)
 	close(fd);
 }
 
-static long free_kb(void)
-{
-	pt_grace_period();
-	return meminfo_kb("MemFree");
-}
-
 static void log_dirty_pages(struct slot *s)
 {
 	long before = free_kb();
@@ -167,7 +146,7 @@ static void log_dirty_pages(struct slot *s)
 	kvm_vm_get_dirty_log(s->vm, SLOT, s->bitmap);
 	measure("get_clean_log_cost", kvm_vm_get_dirty_log(s->vm, SLOT, s->bitmap));
 	check_dirty(s, false);
-	enter_guest(s);
+	run_vcpu(s->vcpu);
 	measure("get_dirty_log_cost", kvm_vm_get_dirty_log(s->vm, SLOT, s->bitmap));
 	check_dirty(s, true);
 	record("dirty_log_kb", before - free_kb());
@@ -207,14 +186,14 @@ static void run(const struct config *c)
 	record("create_kb", metadata_kb(&s) - metadata);
 	if (c->nested) {
 		metadata = metadata_kb(&s);
-		measure("nested_entry_cost", enter_guest(&s));
+		measure("nested_entry_cost", run_vcpu(s.vcpu));
 		record("nested_entry_kb", metadata_kb(&s) - metadata);
 	}
 	start = pt_ticks();
-	enter_guest(&s);
+	run_vcpu(s.vcpu);
 	record("populate_cost", (double)(pt_ticks() - start) / (c->populated / BLOCK));
 	log_dirty_pages(&s);
-	enter_guest(&s);
+	run_vcpu(s.vcpu);
 	record("tables_plugged_kb", meminfo_kb("SecPageTables") - tables);
 	start = pt_ticks();
 	unplug(&s);
@@ -222,7 +201,7 @@ static void run(const struct config *c)
 	wait_for_tables(tables);
 	record("tables_left_kb", meminfo_kb("SecPageTables") - tables);
 	start = pt_ticks();
-	enter_guest(&s);
+	run_vcpu(s.vcpu);
 	record("replug_cost", (double)(pt_ticks() - start) / (c->populated / BLOCK));
 	unplug(&s);
 	wait_for_tables(tables);

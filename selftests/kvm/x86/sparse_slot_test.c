@@ -130,21 +130,6 @@ static void guest_code_churn(struct shared *s, u64 vcpu)
 		WRITE_ONCE(*(u64 *)(SLOT_GVA + i % NR_BLOCKS * BLOCK), i);
 }
 
-static void enter_guest(struct kvm_vcpu *vcpu)
-{
-	struct ucall uc;
-
-	vcpu_run(vcpu);
-	switch (get_ucall(vcpu, &uc)) {
-	case UCALL_SYNC:
-		return;
-	case UCALL_ABORT:
-		REPORT_GUEST_ASSERT(uc);
-	default:
-		fail_exit(vcpu);
-	}
-}
-
 /* Per-CPU counters feed SecPageTables with a delay unless told to at once. */
 static long tables_kb(void)
 {
@@ -259,7 +244,7 @@ static bool open_device(struct device *d, const struct config *c, void *code)
 	d->shared->nr_pages = c->nr_pages;
 	for (u32 i = 0; i < c->nr_vcpus; i++) {
 		vcpu_args_set(d->vcpus[i], 2, shared, (u64)i);
-		enter_guest(d->vcpus[i]);
+		run_vcpu(d->vcpus[i]);
 	}
 	map_slot(d);
 	d->base_kb = tables_kb();
@@ -349,7 +334,7 @@ static bool unplug_follows(struct device *d)
 	long lowest, freed = 0;
 
 	for (int cycle = 0; cycle < 2; cycle++) {
-		enter_guest(d->vcpus[0]);
+		run_vcpu(d->vcpus[0]);
 		lowest = lowest_tables(d, huge);
 		if (!expect_tables(d, "populated", lowest + uppers))
 			return false;
@@ -377,12 +362,12 @@ static bool others_keep(struct device *d)
 	long uppers = (SLOT_SIZE + GIB - 1) / GIB;
 	bool ok;
 
-	enter_guest(d->vcpus[0]);
+	run_vcpu(d->vcpus[0]);
 	ok = expect_tables(d, "populated", NR_BLOCKS + uppers);
 	TEST_ASSERT(!mprotect(d->mem, SLOT_SIZE, PROT_NONE), "mprotect");
 	TEST_ASSERT(!mprotect(d->mem, SLOT_SIZE, PROT_READ | PROT_WRITE), "mprotect");
 	ok = ok && expect_tables(d, "after mprotect()", NR_BLOCKS + uppers);
-	enter_guest(d->vcpus[0]);
+	run_vcpu(d->vcpus[0]);
 	for (u32 b = 0; b < NR_BLOCKS; b++) {
 		take_block(d, b);
 		discard_memory(d, b * BLOCK, BLOCK / 2);
@@ -390,7 +375,7 @@ static bool others_keep(struct device *d)
 		d->shared->blocks[b].state = EMPTY;
 	}
 	ok = ok && expect_tables(d, "discarded in pieces of 1 MiB", NR_BLOCKS + uppers);
-	enter_guest(d->vcpus[0]);
+	run_vcpu(d->vcpus[0]);
 	return ok && vm_stat_or_none(d->vm, "tdp_mmu_discarded") <= 0;
 }
 
@@ -421,7 +406,7 @@ static bool edges_follow(struct device *d)
 	long uppers = (SLOT_SIZE + GIB - 1) / GIB;
 	bool ok;
 
-	enter_guest(d->vcpus[0]);
+	run_vcpu(d->vcpus[0]);
 	for (u32 b = 0; b < 20; b++)
 		take_block(d, b);
 	discard_memory(d, 3 * PAGE_SIZE, 10 * BLOCK - 6 * PAGE_SIZE);
@@ -434,7 +419,7 @@ static bool edges_follow(struct device *d)
 	discard_memory(d, 0, 10 * BLOCK);
 	for (u32 b = 0; b < 20; b++)
 		d->shared->blocks[b].state = EMPTY;
-	enter_guest(d->vcpus[0]);
+	run_vcpu(d->vcpus[0]);
 	return ok && contents_are_right(d);
 }
 
@@ -445,18 +430,18 @@ static bool delete_follows(struct device *d)
 	bool ok;
 
 	vm_enable_cap(d->vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL);
-	enter_guest(d->vcpus[0]);
+	run_vcpu(d->vcpus[0]);
 	ok = expect_tables(d, "populated", NR_BLOCKS + uppers);
 	set_slot(d, 0, 0);
 	ok = ok && expect_tables(d, "slot deleted", 0);
 	set_slot(d, slot_flags(d), SLOT_SIZE);
-	enter_guest(d->vcpus[0]);
+	run_vcpu(d->vcpus[0]);
 	return ok;
 }
 
 static void *vcpu_thread(void *vcpu)
 {
-	enter_guest(vcpu);
+	run_vcpu(vcpu);
 	return NULL;
 }
 
