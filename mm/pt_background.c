@@ -75,6 +75,27 @@ void pt_reclaim_mark(struct mm_struct *mm)
 		pt_background_later();
 }
 
+#ifdef CONFIG_PT_RECLAIM_UPPER
+/**
+ * pt_upper_mark - say that PMD or PUD tables of an mm may have become empty
+ * @mm: the mm
+ *
+ * The next pass looks for them: no table comes back so soon that waiting for another
+ * pass would pay.
+ *
+ * Context: as for pt_reclaim_mark().
+ */
+void pt_upper_mark(struct mm_struct *mm)
+{
+	if (!READ_ONCE(pt_upper_on))
+		return;
+	if (!pt_upper_marked(mm))
+		mm_flags_set(MMF_PT_UPPER, mm);
+	if (!delayed_work_pending(&pt_work))
+		pt_background_later();
+}
+#endif
+
 /**
  * pt_reclaim_mark_zeroes - say that tables of an mm may have got zeropages only
  * @mm: the mm
@@ -90,18 +111,17 @@ void pt_reclaim_mark_zeroes(struct mm_struct *mm)
 }
 
 /*
- * The mm of a process, with a reference, if its tables are to be looked at now.
- * A mark that is new only ages: who unmaps a page that is wanted again sees it
- * faulted in again soon.  Processes may share an mm, hence a flag for each of two
- * passes: what this one leaves is nothing that it acts on.
+ * The mm of a process, with a reference, if its tables are to be looked at now, and
+ * whether PTE tables are meant, too.  A mark that is new only ages: who unmaps a page
+ * that is wanted again sees it faulted in again soon.  Processes may share an mm, hence
+ * a flag for each of two passes: what this one leaves is nothing that it acts on.
  */
-static struct mm_struct *pt_aged_mm(struct task_struct *process)
+static struct mm_struct *pt_due_mm(struct task_struct *process, bool *aged)
 {
 	const int old = pass.old ? MMF_PT_AGED_1 : MMF_PT_AGED_0;
 	const int new = pass.old ? MMF_PT_AGED_0 : MMF_PT_AGED_1;
 	struct task_struct *task;
 	struct mm_struct *mm;
-	bool aged;
 
 	if (process->flags & PF_KTHREAD)
 		return NULL;
@@ -110,20 +130,20 @@ static struct mm_struct *pt_aged_mm(struct task_struct *process)
 		return NULL;
 
 	mm = task->mm;
-	aged = mm_flags_test(old, mm) && mm_flags_test_and_clear(old, mm);
+	*aged = mm_flags_test(old, mm) && mm_flags_test_and_clear(old, mm);
 	if (mm_flags_test(MMF_PT_EMPTIED, mm) &&
 	    mm_flags_test_and_clear(MMF_PT_EMPTIED, mm)) {
 		mm_flags_set(new, mm);
 		pass.again = true;
 	}
-	if (!aged || !mmget_not_zero(mm))
+	if ((!*aged && !pt_upper_marked(mm)) || !mmget_not_zero(mm))
 		mm = NULL;
 	task_unlock(task);
 	return mm;
 }
 
 /* The next such mm of this pass. */
-static struct mm_struct *pt_next_mm(void)
+static struct mm_struct *pt_next_mm(bool *aged)
 {
 	struct task_struct *process;
 	struct mm_struct *mm;
@@ -137,7 +157,7 @@ static struct mm_struct *pt_next_mm(void)
 			pass.nr = pid_nr(pid) + 1;
 			process = pid_task(pid, PIDTYPE_TGID);
 			if (process)
-				mm = pt_aged_mm(process);
+				mm = pt_due_mm(process, aged);
 		}
 		rcu_read_unlock();
 		cond_resched();
@@ -202,11 +222,16 @@ static void pt_background_work(struct work_struct *work)
 	const int new = pass.old ? MMF_PT_AGED_0 : MMF_PT_AGED_1;
 	const unsigned long start = jiffies;
 	struct mm_struct *mm;
+	bool aged;
 
-	while (READ_ONCE(background_on) && (mm = pt_next_mm())) {
-		if (pt_background_mm(mm)) {
+	while (READ_ONCE(background_on) && (mm = pt_next_mm(&aged))) {
+		if (aged && pt_background_mm(mm)) {
 			mm_flags_set(new, mm);
 			pass.again = true;
+		}
+		if (pt_upper_marked(mm)) {
+			pt_upper_unmark(mm);
+			pt_upper_trim(mm, 0, mm->task_size, PT_RECLAIM_BACKGROUND);
 		}
 		/* If it was the last one, others need not wait for the rest. */
 		mmput_async(mm);
@@ -228,6 +253,17 @@ static ssize_t show_bool(const bool *value, char *buf)
 	return sysfs_emit(buf, "%d\n", READ_ONCE(*value));
 }
 
+static int parse_bool(bool *value, const char *buf)
+{
+	bool on;
+	int err;
+
+	err = kstrtobool(buf, &on);
+	if (!err)
+		WRITE_ONCE(*value, on);
+	return err;
+}
+
 static ssize_t background_show(struct kobject *kobj, struct kobj_attribute *attr,
 			       char *buf)
 {
@@ -237,21 +273,17 @@ static ssize_t background_show(struct kobject *kobj, struct kobj_attribute *attr
 static ssize_t background_store(struct kobject *kobj, struct kobj_attribute *attr,
 				const char *buf, size_t count)
 {
-	bool on;
 	int err;
 
-	err = kstrtobool(buf, &on);
-	if (err)
-		return err;
 	mutex_lock(&control_lock);
-	WRITE_ONCE(background_on, on);
+	err = parse_bool(&background_on, buf);
 	/* There may be marks that were made meanwhile. */
-	if (on)
+	if (!err && background_on)
 		pt_background_later();
-	else
+	else if (!err)
 		cancel_delayed_work_sync(&pt_work);
 	mutex_unlock(&control_lock);
-	return count;
+	return err ?: count;
 }
 
 static struct kobj_attribute background_attr = __ATTR_RW(background);
@@ -265,17 +297,25 @@ static ssize_t zeropages_show(struct kobject *kobj, struct kobj_attribute *attr,
 static ssize_t zeropages_store(struct kobject *kobj, struct kobj_attribute *attr,
 			       const char *buf, size_t count)
 {
-	bool on;
-	int err;
-
-	err = kstrtobool(buf, &on);
-	if (err)
-		return err;
-	WRITE_ONCE(zeropages_on, on);
-	return count;
+	return parse_bool(&zeropages_on, buf) ?: count;
 }
 
 static struct kobj_attribute zeropages_attr = __ATTR_RW(zeropages);
+
+#ifdef CONFIG_PT_RECLAIM_UPPER
+static ssize_t upper_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
+{
+	return show_bool(&pt_upper_on, buf);
+}
+
+static ssize_t upper_store(struct kobject *kobj, struct kobj_attribute *attr,
+			   const char *buf, size_t count)
+{
+	return parse_bool(&pt_upper_on, buf) ?: count;
+}
+
+static struct kobj_attribute upper_attr = __ATTR_RW(upper);
+#endif
 
 static ssize_t period_ms_show(struct kobject *kobj, struct kobj_attribute *attr,
 			      char *buf)
@@ -309,6 +349,9 @@ static struct attribute *pt_reclaim_attrs[] = {
 	&background_attr.attr,
 	&period_ms_attr.attr,
 	&zeropages_attr.attr,
+#ifdef CONFIG_PT_RECLAIM_UPPER
+	&upper_attr.attr,
+#endif
 	NULL,
 };
 

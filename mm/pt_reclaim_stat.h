@@ -30,6 +30,38 @@ static inline void pt_reclaim_freed(struct mm_struct *mm, unsigned long start,
 	trace_pt_reclaim_free(mm, start, end, PGTABLE_LEVEL_PTE, source);
 }
 
+#ifdef CONFIG_PT_RECLAIM_UPPER
+/**
+ * pt_reclaim_freed_pmd - count and trace a PMD table that was unlinked
+ * @mm: the mm it belonged to
+ * @start: first address of its range
+ * @source: who asked for it
+ *
+ * Context: any; takes no lock.
+ */
+static inline void pt_reclaim_freed_pmd(struct mm_struct *mm, unsigned long start,
+					enum pt_reclaim_source source)
+{
+	count_vm_event(PT_RECLAIM_PMD);
+	trace_pt_reclaim_free(mm, start, start + PUD_SIZE, PGTABLE_LEVEL_PMD, source);
+}
+
+/**
+ * pt_reclaim_freed_pud - count and trace a PUD table that was unlinked
+ * @mm: the mm it belonged to
+ * @start: first address of its range
+ * @source: who asked for it
+ *
+ * Context: any; takes no lock.
+ */
+static inline void pt_reclaim_freed_pud(struct mm_struct *mm, unsigned long start,
+					enum pt_reclaim_source source)
+{
+	count_vm_event(PT_RECLAIM_PUD);
+	trace_pt_reclaim_free(mm, start, start + P4D_SIZE, PGTABLE_LEVEL_PUD, source);
+}
+#endif
+
 /**
  * pt_reclaim_skipped - count and trace a table that stays
  * @mm: the mm it belongs to

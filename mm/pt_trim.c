@@ -228,6 +228,7 @@ static void pt_trim_table(struct pt_trim *trim, struct vm_area_struct *vma,
 
 	pt_trim_free(trim, vma, pmdval, start);
 	pt_reclaim_freed(mm, addr, next, trim->source);
+	pt_upper_emptied(mm, pmd, start);
 	/* What held zeropages was flushed when it was unlinked. */
 	if (zeroes)
 		count_vm_event(PT_RECLAIM_ZERO);
@@ -297,6 +298,7 @@ static void pt_trim_huge_zero(struct pt_trim *trim, struct vm_area_struct *vma,
 	pte_free(mm, table);
 	mm_dec_nr_ptes(mm);
 	pt_reclaim_freed(mm, addr, next, trim->source);
+	pt_upper_emptied(mm, pmd, start);
 	count_vm_event(PT_RECLAIM_ZERO);
 }
 

@@ -55,13 +55,12 @@ FIXTURE_VARIANT_ADD(pt_reclaim, file) {
 	.kind = FILE_PRIVATE,
 };
 
-#define CONTROL "/sys/kernel/mm/pt_reclaim/"
 
 static void restore_controls(void)
 {
-	pt_write_file(CONTROL "background", "1");
-	pt_write_file(CONTROL "zeropages", "0");
-	pt_write_file(CONTROL "period_ms", "10000");
+	pt_write_file(PT_CONTROL "background", "1");
+	pt_write_file(PT_CONTROL "zeropages", "0");
+	pt_write_file(PT_CONTROL "period_ms", "10000");
 }
 
 static int file_of(enum kind kind, size_t size)
@@ -987,7 +986,7 @@ TEST_F_TIMEOUT(pt_reclaim, background_takes_what_reclaim_emptied, 120)
 		SKIP(return, "not root");
 	for (int t = 0; t < 3; t++)
 		ASSERT_TRUE(make_empty_table(self->mem, t));
-	ASSERT_TRUE(pt_write_file(CONTROL "period_ms", "1000"));
+	ASSERT_TRUE(pt_write_file(PT_CONTROL "period_ms", "1000"));
 	EXPECT_TRUE(wait_for_tables(self, 1));
 	EXPECT_TRUE(intact(self->mem, NR_TABLES - 1, 0));
 }
@@ -1004,7 +1003,7 @@ TEST_F_TIMEOUT(pt_reclaim, background_takes_shared_memory_that_was_reclaimed, 12
 	if (pt_pagemap(entry(self->mem, 1, 100)) >> 63)
 		SKIP(return, "the page was not swapped out (no swap?)");
 	ASSERT_EQ(2, tables(self));
-	ASSERT_TRUE(pt_write_file(CONTROL "period_ms", "1000"));
+	ASSERT_TRUE(pt_write_file(PT_CONTROL "period_ms", "1000"));
 	EXPECT_TRUE(wait_for_tables(self, 0));
 	EXPECT_TRUE(intact(self->mem, 1, 100));
 }
@@ -1028,11 +1027,11 @@ TEST_F_TIMEOUT(pt_reclaim, background_takes_zeropages_that_others_read, 120)
 	}
 	touch(self->mem, 3, 10);
 	ASSERT_EQ(4, tables(self));
-	ASSERT_TRUE(pt_write_file(CONTROL "period_ms", "1000"));
+	ASSERT_TRUE(pt_write_file(PT_CONTROL "period_ms", "1000"));
 	/* Five passes would be enough, but without being told there is none. */
 	sleep(5);
 	EXPECT_EQ(4, tables(self));
-	ASSERT_TRUE(pt_write_file(CONTROL "zeropages", "1"));
+	ASSERT_TRUE(pt_write_file(PT_CONTROL "zeropages", "1"));
 	/* Somebody has to read once more to bring the pass here. */
 	ASSERT_EQ((ssize_t)sizeof(buf), process_vm_readv(getpid(), &to, 1, &another, 1, 0));
 	EXPECT_TRUE(wait_for_tables(self, 1));
@@ -1059,7 +1058,7 @@ TEST_F_TIMEOUT(pt_reclaim, background_takes_markers_that_were_removed, 120)
 	ASSERT_EQ(1, tables(self));
 	wp.mode = 0;
 	ASSERT_EQ(0, ioctl(uffd, UFFDIO_WRITEPROTECT, &wp));
-	ASSERT_TRUE(pt_write_file(CONTROL "period_ms", "1000"));
+	ASSERT_TRUE(pt_write_file(PT_CONTROL "period_ms", "1000"));
 	EXPECT_TRUE(wait_for_tables(self, 0));
 	close(uffd);
 }
@@ -1089,7 +1088,7 @@ TEST_F_TIMEOUT(pt_reclaim, background_gets_through, 120)
 	self->base_kb = pt_vmpte_kb(0);
 	for (int t = 0; t < 3; t++)
 		EXPECT_TRUE(make_empty_table(self->mem, t));
-	EXPECT_TRUE(pt_write_file(CONTROL "period_ms", "1000"));
+	EXPECT_TRUE(pt_write_file(PT_CONTROL "period_ms", "1000"));
 	EXPECT_TRUE(wait_for_tables(self, 1));
 	pt_store(&stop_mapping, true);
 	pthread_join(thread, NULL);
@@ -1101,22 +1100,22 @@ TEST_F_TIMEOUT(pt_reclaim, background_can_be_switched_off, 120)
 		SKIP(return, "private file mappings only");
 	if (geteuid())
 		SKIP(return, "not root");
-	ASSERT_TRUE(pt_write_file(CONTROL "background", "0"));
-	ASSERT_TRUE(pt_write_file(CONTROL "period_ms", "1000"));
+	ASSERT_TRUE(pt_write_file(PT_CONTROL "background", "0"));
+	ASSERT_TRUE(pt_write_file(PT_CONTROL "period_ms", "1000"));
 	ASSERT_TRUE(make_empty_table(self->mem, 1));
 	EXPECT_EQ(2, tables(self));
 	/* Nothing to wait for but time: twice what two passes would take. */
 	sleep(4);
 	EXPECT_EQ(2, tables(self));
 	/* And on again, with the marks that were made meanwhile. */
-	ASSERT_TRUE(pt_write_file(CONTROL "background", "1"));
+	ASSERT_TRUE(pt_write_file(PT_CONTROL "background", "1"));
 	EXPECT_TRUE(wait_for_tables(self, 1));
-	EXPECT_FALSE(pt_write_file(CONTROL "background", "maybe"));
-	EXPECT_FALSE(pt_write_file(CONTROL "period_ms", "999"));
-	EXPECT_FALSE(pt_write_file(CONTROL "period_ms", "86400001"));
-	EXPECT_FALSE(pt_write_file(CONTROL "period_ms", "-1000"));
-	EXPECT_FALSE(pt_write_file(CONTROL "period_ms", "soon"));
-	EXPECT_TRUE(pt_write_file(CONTROL "period_ms", "10000"));
+	EXPECT_FALSE(pt_write_file(PT_CONTROL "background", "maybe"));
+	EXPECT_FALSE(pt_write_file(PT_CONTROL "period_ms", "999"));
+	EXPECT_FALSE(pt_write_file(PT_CONTROL "period_ms", "86400001"));
+	EXPECT_FALSE(pt_write_file(PT_CONTROL "period_ms", "-1000"));
+	EXPECT_FALSE(pt_write_file(PT_CONTROL "period_ms", "soon"));
+	EXPECT_TRUE(pt_write_file(PT_CONTROL "period_ms", "10000"));
 }
 
 static bool is_gone_after_discard(void *arg)

@@ -17,8 +17,12 @@
 #include "kselftest.h"
 #include "pt_util.h"
 
-/* Runs of an operation whose median is reported; odd. */
+/*
+ * Runs of an operation whose median is reported, odd: of faults on a whole mapping, and
+ * of system calls that are short enough for a timer interrupt to show.
+ */
 #define RUNS		7
+#define OP_RUNS		21
 #define MAX_THREADS	64
 /* Discards whose latency is kept one by one. */
 #define MAX_COUNT	65536
@@ -248,9 +252,9 @@ static unsigned long long time_mremap(const struct config *c, char *from, char *
 /* fork and exit, a move, and munmap of a mapping in one state. */
 static void run_ops(const struct config *c)
 {
-	unsigned long long forks[RUNS], moves[RUNS], unmaps[RUNS], start;
+	unsigned long long forks[OP_RUNS], moves[OP_RUNS], unmaps[OP_RUNS], start;
 
-	for (int r = 0; r < RUNS; r++) {
+	for (int r = 0; r < OP_RUNS; r++) {
 		char *room = map_region(2 * c->size + 2 * PT_PMD_SIZE);
 		char *to = room + c->size + PT_PMD_SIZE + PT_PAGE_SIZE;
 
@@ -262,13 +266,13 @@ static void run_ops(const struct config *c)
 		unmaps[r] = pt_ticks() - start;
 		munmap(room, 2 * c->size + 2 * PT_PMD_SIZE);
 	}
-	sort(forks, RUNS);
-	sort(moves, RUNS);
-	sort(unmaps, RUNS);
+	sort(forks, OP_RUNS);
+	sort(moves, OP_RUNS);
+	sort(unmaps, OP_RUNS);
 	print_head(c);
-	print_figure(c, "fork_exit_cost", forks[RUNS / 2], false);
-	print_figure(c, "mremap_cost", moves[RUNS / 2], false);
-	print_figure(c, "munmap_cost", unmaps[RUNS / 2], true);
+	print_figure(c, "fork_exit_cost", forks[OP_RUNS / 2], false);
+	print_figure(c, "mremap_cost", moves[OP_RUNS / 2], false);
+	print_figure(c, "munmap_cost", unmaps[OP_RUNS / 2], true);
 }
 
 static const struct mode {

@@ -64,7 +64,8 @@ struct race {
 	int uffd, fd;
 	bool stop;
 	char lost[128];			/* what went wrong, if anything */
-	long freed;			/* tables, before; -1: unknown, or none is to be freed */
+	const char *counter;		/* of tables that are to be freed meanwhile */
+	long freed;			/* what it was before; -1: unknown, or none is */
 	struct actor actors[MAX_THREADS];
 	int nr_actors;
 };
@@ -78,6 +79,12 @@ static unsigned int rnd(struct actor *a, unsigned int bound)
 static unsigned long *word(struct race *r, size_t page)
 {
 	return (unsigned long *)(r->mem + page * PAGE);
+}
+
+static void count_freed(struct race *r, const char *counter)
+{
+	r->counter = counter;
+	r->freed = pt_vmstat(counter);
 }
 
 static int seconds(void)
@@ -129,7 +136,7 @@ static bool all_moved(struct race *r, int first, unsigned long least)
 		if (__atomic_load_n(&r->actors[i].steps, __ATOMIC_RELAXED) < least)
 			return false;
 	}
-	return r->freed < 0 || r->freed < pt_vmstat("pt_reclaim_partial");
+	return r->freed < 0 || r->freed < pt_vmstat(r->counter);
 }
 
 /*
@@ -236,7 +243,7 @@ FIXTURE_SETUP(race)
 	memset(&self->r, 0, sizeof(self->r));
 	self->r.uffd = -1;
 	self->r.mem = (char *)(((unsigned long)self->raw + TABLE_SIZE) & -TABLE_SIZE);
-	self->r.freed = pt_vmstat("pt_reclaim_partial");
+	count_freed(&self->r, "pt_reclaim_partial");
 }
 
 FIXTURE_TEARDOWN(race)
@@ -265,7 +272,7 @@ FIXTURE_TEARDOWN(race)
 	if (f->r.freed < 0) {							\
 		TH_LOG("no pt_reclaim counters: whether tables were freed is unknown"); \
 	} else {								\
-		EXPECT_LT(f->r.freed, pt_vmstat("pt_reclaim_partial"));		\
+		EXPECT_LT(f->r.freed, pt_vmstat(f->r.counter));			\
 	}									\
 } while (0)
 
@@ -835,7 +842,7 @@ FIXTURE_SETUP(file_race)
 	ASSERT_EQ(0, ftruncate(r->fd, SIZE));
 	r->mem = (char *)(((unsigned long)self->raw + TABLE_SIZE) & -TABLE_SIZE);
 	ASSERT_EQ(r->mem, map_file(r, r->mem, variant->private));
-	self->r.freed = pt_vmstat("pt_reclaim_partial");
+	count_freed(&self->r, "pt_reclaim_partial");
 }
 
 FIXTURE_TEARDOWN(file_race)
@@ -1007,13 +1014,11 @@ TEST_F_TIMEOUT(file_race, readers_reclaim_and_writers_of_the_mm, TIMEOUT)
  * The background pass takes mms that are about to go: of processes that exit, that
  * exec, and whose memory a vfork child borrows, while its controls are written.
  */
-#define CONTROL "/sys/kernel/mm/pt_reclaim/"
-
 static bool write_control(const char *name, const char *text)
 {
 	char path[64];
 
-	snprintf(path, sizeof(path), CONTROL "%s", name);
+	snprintf(path, sizeof(path), PT_CONTROL "%s", name);
 	return pt_write_file(path, text);
 }
 
@@ -1101,7 +1106,7 @@ TEST_F_TIMEOUT(file_race, background, TIMEOUT)
 	long kb;
 
 	if (!write_control("period_ms", "1000"))
-		SKIP(return, CONTROL "period_ms: %s", strerror(errno));
+		SKIP(return, PT_CONTROL "period_ms: %s", strerror(errno));
 	add(r, live_and_die);
 	add(r, live_and_die);
 	add(r, own_file_pages);
@@ -1126,6 +1131,223 @@ TEST_F_TIMEOUT(file_race, background, TIMEOUT)
 		SKIP(return, "no swap, it seems: reclaim does not unmap the file's pages");
 	EXPECT_TRUE(pt_wait_until(is_at_most, &kb, 30));
 	EXPECT_TRUE(write_control("period_ms", "10000"));
+}
+
+/*
+ * Upper tables: a few GiB with a few pages in each, so that PMD tables come and go all
+ * the time, and the PUD table as well.
+ */
+#define NR_GIBS		3
+#define GIB		(NR_ENTRIES * TABLE_SIZE)
+#define GIBS_SIZE	(NR_GIBS * GIB)
+
+FIXTURE(upper_race) {
+	struct race r;
+};
+
+FIXTURE_VARIANT(upper_race) {
+	bool shared, huge;
+};
+
+FIXTURE_VARIANT_ADD(upper_race, anon) {
+	.shared = false,
+};
+
+FIXTURE_VARIANT_ADD(upper_race, huge) {
+	.huge = true,
+};
+
+FIXTURE_VARIANT_ADD(upper_race, shmem) {
+	.shared = true,
+};
+
+FIXTURE_SETUP(upper_race)
+{
+	struct race *r = &self->r;
+
+	if (sysconf(_SC_PAGESIZE) != PAGE)
+		SKIP(return, "the layout is that of 4K pages");
+	pt_settle();
+	pt_set_paced(false);
+	memset(r, 0, sizeof(*r));
+	r->uffd = r->fd = -1;
+	if (variant->shared) {
+		r->fd = memfd_create("pt_reclaim_race", 0);
+		ASSERT_GE(r->fd, 0);
+		ASSERT_EQ(0, ftruncate(r->fd, GIBS_SIZE));
+	}
+	/* Nobody else has a part in these 512 GiB. */
+	r->mem = mmap((char *)(16 * NR_ENTRIES * GIB), GIBS_SIZE, PROT_READ | PROT_WRITE,
+		      MAP_FIXED_NOREPLACE | MAP_NORESERVE |
+		      (variant->shared ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS), r->fd, 0);
+	ASSERT_NE(MAP_FAILED, r->mem);
+	madvise(r->mem, GIBS_SIZE, variant->huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+	count_freed(r, "pt_reclaim_pmd");
+}
+
+FIXTURE_TEARDOWN(upper_race)
+{
+	pt_set_paced(true);
+	munmap(self->r.mem, GIBS_SIZE);
+	if (self->r.fd >= 0)
+		close(self->r.fd);
+}
+
+/*
+ * A page of an actor's own, and with huge pages a table of its own: one of two tables
+ * for it in each GiB.
+ */
+static size_t far_page(struct actor *a)
+{
+	size_t table = rnd(a, NR_GIBS) * NR_ENTRIES + rnd(a, 2) * (NR_ENTRIES - MAX_THREADS) + a->nr;
+
+	return table * NR_ENTRIES + rnd(a, 4) * (NR_ENTRIES / 4);
+}
+
+/* Writes it, finds what it wrote, and discards all of the table. */
+static bool own_far_page(struct actor *a)
+{
+	struct race *r = a->race;
+	size_t page = far_page(a);
+	unsigned long value = ((unsigned long)a->seed << 20) | 1;
+
+	*word(r, page) = value;
+	if (rnd(a, 4) == 0)
+		sched_yield();
+	if (*word(r, page) != value)
+		return lost(r, "page %zu: wrote %lx, found %lx", page, value, *word(r, page));
+	if (r->fd >= 0 && rnd(a, 2))
+		return !fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				  page / NR_ENTRIES * TABLE_SIZE, TABLE_SIZE) ||
+		       lost(r, "fallocate: %s", strerror(errno));
+	return discard(r, page / NR_ENTRIES * NR_ENTRIES, NR_ENTRIES);
+}
+
+static bool trim_upper(struct actor *a)
+{
+	sched_yield();
+	return !madvise(a->race->mem, GIBS_SIZE, MADV_TRIM_TABLES) ||
+	       lost(a->race, "MADV_TRIM_TABLES: %s", strerror(errno));
+}
+
+static bool fork_far_page(struct actor *a)
+{
+	struct race *r = a->race;
+	size_t page = far_page(a);
+	int status;
+	pid_t pid;
+
+	*word(r, page) = a->seed;
+	pid = fork();
+	if (pid < 0)
+		return lost(r, "fork: %s", strerror(errno));
+	if (!pid) {
+		if (*word(r, page) != a->seed)
+			_exit(1);
+		madvise(r->mem, GIBS_SIZE, MADV_DONTNEED);
+		madvise(r->mem, GIBS_SIZE, MADV_TRIM_TABLES);
+		_exit(r->fd >= 0 && *word(r, page) != a->seed);
+	}
+	if (waitpid(pid, &status, 0) != pid || status)
+		return lost(r, "page %zu: the child ended with status %x", page, status);
+	return discard(r, page / NR_ENTRIES * NR_ENTRIES, NR_ENTRIES);
+}
+
+/* Walks, and the rmap's walks. */
+static bool look_from_afar(struct actor *a)
+{
+	struct race *r = a->race;
+	size_t page = far_page(a);
+	unsigned long value = ((unsigned long)a->seed << 20) | 1, copy = 0;
+	struct iovec to = { &copy, sizeof(copy) }, from = { word(r, page), sizeof(copy) };
+
+	*word(r, page) = value;
+	if (rnd(a, 2))
+		madvise(word(r, page), PAGE, MADV_PAGEOUT);
+	if (process_vm_readv(getpid(), &to, 1, &from, 1, 0) != sizeof(copy) || copy != value)
+		return lost(r, "page %zu: %lx was read, %lx written", page, copy, value);
+	madvise(r->mem + rnd(a, NR_GIBS) * GIB, GIB, rnd(a, 2) ? MADV_COLD : MADV_PAGEOUT);
+	pt_pagemap(word(r, page));
+	if (rnd(a, 8) == 0)
+		madvise(word(r, page / NR_ENTRIES * NR_ENTRIES), TABLE_SIZE, MADV_COLLAPSE);
+	if (*word(r, page) != value)
+		return lost(r, "page %zu: %lx, and %lx was written", page, *word(r, page), value);
+	return discard(r, page / NR_ENTRIES * NR_ENTRIES, NR_ENTRIES);
+}
+
+/* Splits the VMA, moves a GiB out of it and back, and whole tables with it. */
+static bool move_gib(struct actor *a)
+{
+	struct race *r = a->race;
+	char *aside = r->mem + (NR_ENTRIES - 2) * GIB, *home = r->mem + (NR_GIBS - 1) * GIB;
+
+	if (rnd(a, 2)) {
+		mprotect(home + 100 * TABLE_SIZE, TABLE_SIZE, PROT_READ);
+		mprotect(home + 100 * TABLE_SIZE, TABLE_SIZE, PROT_READ | PROT_WRITE);
+		return true;
+	}
+	*word(r, (home - r->mem) / PAGE + a->nr * NR_ENTRIES) = a->seed;
+	if (mremap(home, GIB, GIB, MREMAP_MAYMOVE | MREMAP_FIXED, aside) != aside)
+		return lost(r, "mremap: %s", strerror(errno));
+	if (*(unsigned long *)(aside + a->nr * TABLE_SIZE) != a->seed)
+		return lost(r, "%x moved away, %lx came", a->seed,
+			    *(unsigned long *)(aside + a->nr * TABLE_SIZE));
+	madvise(aside, GIB, MADV_TRIM_TABLES);
+	if (mremap(aside, GIB, GIB, MREMAP_MAYMOVE | MREMAP_FIXED, home) != home)
+		return lost(r, "mremap back: %s", strerror(errno));
+	if (*(unsigned long *)(home + a->nr * TABLE_SIZE) != a->seed)
+		return lost(r, "%x moved back, %lx came", a->seed,
+			    *(unsigned long *)(home + a->nr * TABLE_SIZE));
+	return discard(r, (home - r->mem) / PAGE + a->nr * NR_ENTRIES, NR_ENTRIES);
+}
+
+TEST_F_TIMEOUT(upper_race, refill, TIMEOUT)
+{
+	add(&self->r, own_far_page);
+	add(&self->r, own_far_page);
+	add(&self->r, trim_upper);
+	add(&self->r, own_far_page);
+	run(&self->r, 20);
+	check(self, 20);
+}
+
+TEST_F_TIMEOUT(upper_race, fork_and_rmap, TIMEOUT)
+{
+	add(&self->r, own_far_page);
+	add(&self->r, fork_far_page);
+	add(&self->r, trim_upper);
+	add(&self->r, look_from_afar);
+	run(&self->r, 2);
+	check(self, 2);
+}
+
+/* In the GiB that moves there is nobody but who moves it. */
+static bool own_page_that_stays(struct actor *a)
+{
+	struct race *r = a->race;
+	size_t page = far_page(a) % ((NR_GIBS - 1) * GIB / PAGE);
+	unsigned long value = ((unsigned long)a->seed << 20) | 1;
+
+	*word(r, page) = value;
+	if (*word(r, page) != value)
+		return lost(r, "page %zu: wrote %lx, found %lx", page, value, *word(r, page));
+	return discard(r, page / NR_ENTRIES * NR_ENTRIES, NR_ENTRIES);
+}
+
+static bool trim_what_is_there(struct actor *a)
+{
+	sched_yield();
+	madvise(a->race->mem, GIBS_SIZE, MADV_TRIM_TABLES);	/* a part may be away */
+	return true;
+}
+
+TEST_F_TIMEOUT(upper_race, mremap_and_mprotect, TIMEOUT)
+{
+	add(&self->r, own_page_that_stays);
+	add(&self->r, move_gib);
+	add(&self->r, trim_what_is_there);
+	run(&self->r, 5);
+	check(self, 5);
 }
 
 TEST_HARNESS_MAIN

@@ -282,6 +282,24 @@ static inline bool pt_plain_label(const char *text)
 #define pt_load(where)		__atomic_load_n(where, __ATOMIC_RELAXED)
 #define pt_store(where, value)	__atomic_store_n(where, value, __ATOMIC_RELAXED)
 
+/**
+ * pt_hugetlb_free - huge pages that hugetlb has to give
+ *
+ * Return: pages of the default size.
+ */
+static inline size_t pt_hugetlb_free(void)
+{
+	char buf[8192];
+	long nr = -1;
+
+	if (pt_read_file("/proc/meminfo", buf, sizeof(buf)) > 0)
+		nr = pt_field(buf, "HugePages_Free");
+	return nr > 0 ? nr : 0;
+}
+
+/* The switches of page table reclaim, for root. */
+#define PT_CONTROL	"/sys/kernel/mm/pt_reclaim/"
+
 /* What older headers lack. */
 #ifndef MADV_PAGEOUT
 #define MADV_PAGEOUT 21

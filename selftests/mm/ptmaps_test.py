@@ -12,7 +12,6 @@ import json
 import mmap
 import os
 import shutil
-import subprocess
 import sys
 
 PAGE, TABLE, GIB = 4096, 2 << 20, 1 << 30
@@ -27,8 +26,7 @@ libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.madvise.argtypes = libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
-results = []
-
+code = None             # of ptmaps
 
 class Skip(Exception):
     """This kernel cannot do what the test wants."""
@@ -65,13 +63,41 @@ class Area:
 
 
 def run(*args):
-    return subprocess.run([sys.executable, ptmaps, *args], capture_output=True, text=True)
+    """Run ptmaps: its exit status, what it printed, and its errors."""
+    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+    pid = os.fork()     # far quicker than a Python of its own on an emulated machine
+    if not pid:
+        sys.stdout, sys.stderr = open(out_end, "w"), open(err_end, "w")
+        become_ptmaps(args)
+    os.close(out_end)
+    os.close(err_end)
+    with open(out) as stdout, open(err) as stderr:
+        printed, errors = stdout.read(), stderr.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), printed, errors
+
+
+def become_ptmaps(args):
+    """In a child: be ptmaps with these arguments, and end."""
+    sys.argv, status = [ptmaps, *args], 0
+    try:
+        exec(code, {"__name__": "__main__"})
+    except SystemExit as end:
+        status = end.code
+        if isinstance(status, str):
+            status = 1
+            print(end.code, file=sys.stderr)
+    except BaseException as error:
+        status = 1
+        print(repr(error), file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status or 0)
 
 
 def measure(area, *args):
     """What ptmaps says of the area (the sum of its mappings), and the tables that the
     process has and does not need."""
-    process = json.loads(run("--pid", str(os.getpid()), "--json", *args).stdout)["processes"][0]
+    process = json.loads(run("--pid", str(os.getpid()), "--json", *args)[1])["processes"][0]
     rows = [row for row in process["mappings"]
             if area.start <= row["start"] < area.start + GIB]
     keys = ("populated", "pte", "zero_only", "deposited", "pmd")
@@ -153,7 +179,7 @@ def test_no_scan(area, spare):
 
 def test_sum(area, spare):
     """mappings add up to their process"""
-    process = json.loads(run("--pid", str(os.getpid()), "--json").stdout)["processes"][0]
+    process = json.loads(run("--pid", str(os.getpid()), "--json")[1])["processes"][0]
     found = sum(row["needed"] or 0 for row in process["mappings"])
     return None if found == process["needed"] else f"{found}, {process['needed']}"
 
@@ -162,9 +188,9 @@ def test_errors(area, spare):
     """one line and the right exit status for each error"""
     for status, args in ((1, ("--pid", "0")), (1, ("--cgroup", "/nonexistent")), (2, ()),
                          (2, ("--pid", "x")), (2, ("--pid", "1", "--min", "x"))):
-        done = run(*args)
-        if (done.returncode, done.stdout, done.stderr.count("\n")) != (status, "", 1):
-            return f"{args}: {done}"
+        ended, printed, errors = run(*args)
+        if (ended, printed, errors.count("\n")) != (status, "", 1):
+            return f"{args}: status {ended}, {printed!r}, {errors!r}"
     return None
 
 
@@ -176,11 +202,20 @@ def find():
     return next(filter(os.path.exists, files), shutil.which("ptmaps"))
 
 
+def load():
+    """Compile ptmaps, and import what it imports, for all runs of it."""
+    global code
+    with open(ptmaps) as source:
+        code = compile(source.read(), ptmaps, "exec")
+    exec(code, {"__name__": "ptmaps"})
+
+
 def main():
     print("TAP version 13")
     if not ptmaps or os.uname().machine != "x86_64":
         print("1..0 # SKIP no ptmaps, or not x86-64")
         return 4
+    load()
     tests = [test for name, test in globals().items() if name.startswith("test_")]
     print(f"1..{len(tests)}")
     failed = False

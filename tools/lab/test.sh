@@ -3,9 +3,10 @@
 #
 # test.sh: run what tools/lab/tests lists.
 #
-# Our tests, and most of the stock ones, in the debug kernel; then all stock ones
-# in the stock and in the patched release kernel, side by side, to compare.  With
-# KERNEL=stock or another: only ours, in that kernel.
+# Our tests, and most of the stock ones, in the debug kernel, those of mm and those of
+# KVM side by side; then all stock ones in the stock and in the patched release kernel,
+# side by side as well, to compare.  With KERNEL=stock or another: only ours, in that
+# kernel.
 . "$(dirname "$0")/lib.sh"
 
 kind=${KERNEL:-debug}
@@ -27,25 +28,38 @@ lock test
 # in_kernel CPUS KIND DIR WHICH...: its part of the list (run-tests says how WHICH
 # picks), results to DIR; fails if the kernel complained.
 in_kernel() {
-	local cpus=$1 kernel=$2 dir=$3 status=0
+	local cpus=$1 kernel=$2 dir=$3 status=0 err
 
 	shift 3
+	err=$dir/vm.$1.err
 	mkdir -p "$dir"
 	KERNEL=$kernel NOBUILD=1 CPUS=$cpus MEM=4G TIMEOUT=2400 \
 		CMD="$lab/guest/run-tests $list $dir $*" \
-		"$lab/vm.sh" 2>"$dir/vm.err" || status=$?
+		"$lab/vm.sh" 2>"$err" || status=$?
 	[ "$status" = 0 ] && return
-	cat "$dir/vm.err" >&2
+	cat "$err" >&2
 	echo "# FAILED: the $kernel kernel complained (see above)"
 	return 1
 }
 
-# our_tests WHICH...: in the kernel of $kind; fails if it complained in either boot.
-our_tests() {
+# kvm_tests: ours, with and without a TDP MMU; fails if the kernel complained in either.
+kvm_tests() {
 	local status=0
 
-	in_kernel 2 "$kind" "$out/$kind" "$@" || status=1
+	in_kernel 2 "$kind" "$out/$kind" kvm || status=1
 	APPEND=kvm.tdp_mmu=0 in_kernel 2 "$kind" "$out/$kind" shadow || status=1
+	return $status
+}
+
+# our_tests WHICH...: in the kernel of $kind; fails if it complained in any boot.
+our_tests() {
+	local status=0 kvm
+
+	kvm_tests >"$build/log/test-kvm.log" &
+	kvm=$!
+	in_kernel 2 "$kind" "$out/$kind" "$@" || status=1
+	wait "$kvm" || status=1
+	cat "$build/log/test-kvm.log"
 	return $status
 }
 

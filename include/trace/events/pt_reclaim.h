@@ -24,6 +24,8 @@ TRACE_DEFINE_ENUM(PT_SKIP_SHARED);
 TRACE_DEFINE_ENUM(PT_SKIP_RACED);
 TRACE_DEFINE_ENUM(PT_SKIP_LATELY);
 TRACE_DEFINE_ENUM(PGTABLE_LEVEL_PTE);
+TRACE_DEFINE_ENUM(PGTABLE_LEVEL_PMD);
+TRACE_DEFINE_ENUM(PGTABLE_LEVEL_PUD);
 
 #define show_pt_reclaim_source(source)			\
 	__print_symbolic(source,			\
@@ -46,11 +48,14 @@ TRACE_DEFINE_ENUM(PGTABLE_LEVEL_PTE);
 
 #define show_pt_reclaim_level(level)			\
 	__print_symbolic(level,				\
-		{ PGTABLE_LEVEL_PTE,	"pte" })
+		{ PGTABLE_LEVEL_PTE,	"pte" },	\
+		{ PGTABLE_LEVEL_PMD,	"pmd" },	\
+		{ PGTABLE_LEVEL_PUD,	"pud" })
 
 /*
  * A table was unlinked from @mm; its page follows after an RCU grace period.
- * [start, end) is the part of the table's range that the discard covered.
+ * [start, end) is the part of a PTE table's range that the discard covered, and all
+ * of the range of others.
  */
 TRACE_EVENT(pt_reclaim_free,
 	    TP_PROTO(struct mm_struct *mm, unsigned long start, unsigned long end,

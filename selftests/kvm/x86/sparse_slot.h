@@ -18,19 +18,31 @@
 #define SLOT_GPA	(4 * GIB)		/* above everything that the library maps */
 #define SLOT_GVA	(1024 * GIB)
 
+/* A line of /proc/meminfo, with what CPUs have counted and not added up yet. */
 static inline long meminfo_kb(const char *name)
 {
 	char buf[8192];
 
+	pt_write_file("/proc/sys/vm/stat_refresh", "1");
 	TEST_ASSERT(pt_read_file("/proc/meminfo", buf, sizeof(buf)) > 0, "/proc/meminfo");
 	return pt_field(buf, name);
 }
 
-/* kB of memory that are free, once what is on its way is. */
+/* kB of memory that are free, on the lists of CPUs as well, once what is on its way is. */
 static inline long free_kb(void)
 {
+	static char zones[1 << 20];
+	const char *count = zones;
+	long kb;
+
 	pt_grace_period();
-	return meminfo_kb("MemFree");
+	kb = meminfo_kb("MemFree");
+	TEST_ASSERT(pt_read_file("/proc/zoneinfo", zones, sizeof(zones)) > 0, "/proc/zoneinfo");
+	while ((count = strstr(count, "count:"))) {
+		count += strlen("count:");
+		kb += strtol(count, NULL, 10) * (long)(PAGE_SIZE / 1024);
+	}
+	return kb;
 }
 
 /* A statistic of the VM, or -1 where the kernel has none of that name. */

@@ -1,0 +1,482 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * PMD and PUD tables that become empty while their VMA lives on.
+ *
+ * A region of two GiB, with its own PUD table, is populated here and there and
+ * discarded in some way; VmPTE of each process that maps it must fall to what it was
+ * before the first touch: at once, where one call discards a GiB or the tables are
+ * asked for, or in the next pass of the background.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+
+#include "kselftest_harness.h"
+#include "pt_util.h"
+
+#define PAGE		4096ul
+#define TABLE_SIZE	(512 * PAGE)
+#define GIB		(512 * TABLE_SIZE)
+#define SIZE		(2 * GIB)
+#define STEP		(64 * TABLE_SIZE)	/* one page in each is touched */
+#define PIECE		(16 * TABLE_SIZE)	/* of a discard that no upper table goes by */
+#define TABLE_KB	4
+/* Of a populated region: PTE tables, two PMD tables, a PUD table. */
+#define UPPER_KB	(TABLE_KB * 3)
+#define POPULATED_KB(kind)	((is_hugetlb(kind) ? 0 : TABLE_KB * (long)(SIZE / STEP)) + UPPER_KB)
+#define TRACING		"/sys/kernel/tracing/"
+
+enum kind { ANON, SHMEM, HUGE, FILE_PRIVATE, HUGETLB, HUGETLB_PRIVATE };
+
+FIXTURE(upper) {
+	char *mem;
+	int fd;
+	long base_kb;
+};
+
+FIXTURE_VARIANT(upper) {
+	enum kind kind;
+};
+
+FIXTURE_VARIANT_ADD(upper, anon) {
+	.kind = ANON,
+};
+
+FIXTURE_VARIANT_ADD(upper, shmem) {
+	.kind = SHMEM,
+};
+
+FIXTURE_VARIANT_ADD(upper, huge) {
+	.kind = HUGE,
+};
+
+FIXTURE_VARIANT_ADD(upper, file) {
+	.kind = FILE_PRIVATE,
+};
+
+FIXTURE_VARIANT_ADD(upper, hugetlb) {
+	.kind = HUGETLB,
+};
+
+FIXTURE_VARIANT_ADD(upper, hugetlb_private) {
+	.kind = HUGETLB_PRIVATE,
+};
+
+static bool is_hugetlb(enum kind kind)
+{
+	return kind == HUGETLB || kind == HUGETLB_PRIVATE;
+}
+
+static bool is_shared(enum kind kind)
+{
+	return kind == SHMEM || kind == HUGETLB;
+}
+
+static int file_of(enum kind kind)
+{
+	char name[] = "/tmp/pt_upper.XXXXXX";
+	int fd;
+
+	if (kind == SHMEM || is_hugetlb(kind)) {
+		fd = memfd_create("pt_upper", is_hugetlb(kind) ? MFD_HUGETLB : 0);
+	} else {
+		fd = mkstemp(name);
+		unlink(name);
+	}
+	if (fd >= 0 && ftruncate(fd, SIZE)) {
+		close(fd);
+		fd = -1;
+	}
+	return fd;
+}
+
+/* At an address of its own: 512 GiB that nobody else has a part of. */
+static char *map_region(enum kind kind, int fd)
+{
+	int flags = MAP_FIXED_NOREPLACE | MAP_NORESERVE;
+	char *mem;
+
+	flags |= is_shared(kind) ? MAP_SHARED : MAP_PRIVATE;
+	if (fd < 0)
+		flags |= MAP_ANONYMOUS;
+	mem = mmap((char *)(16 * 512 * GIB), SIZE, PROT_READ | PROT_WRITE, flags, fd, 0);
+	if (mem != MAP_FAILED && !is_hugetlb(kind))
+		madvise(mem, SIZE, kind == HUGE ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+	return mem;
+}
+
+static void restore_controls(void)
+{
+	pt_write_file(PT_CONTROL "upper", "1");
+	pt_write_file(PT_CONTROL "background", "1");
+	pt_write_file(PT_CONTROL "period_ms", "10000");
+}
+
+FIXTURE_SETUP(upper)
+{
+	if (sysconf(_SC_PAGESIZE) != PAGE)
+		SKIP(return, "the layout is that of 4K pages");
+	pt_settle();
+	self->fd = -1;
+	if (is_hugetlb(variant->kind) && pt_hugetlb_free() < 2 * SIZE / STEP)
+		SKIP(return, "too few huge pages of hugetlb");
+	if (variant->kind != ANON && variant->kind != HUGE) {
+		self->fd = file_of(variant->kind);
+		ASSERT_GE(self->fd, 0);
+	}
+	self->mem = map_region(variant->kind, self->fd);
+	ASSERT_NE(MAP_FAILED, self->mem);
+	self->base_kb = pt_vmpte_kb(0);
+	ASSERT_GT(self->base_kb, 0);
+	if (variant->kind == HUGE)
+		pt_write_file(PT_CONTROL "period_ms", "1000");
+}
+
+FIXTURE_TEARDOWN(upper)
+{
+	restore_controls();
+	munmap(self->mem, SIZE);
+	if (self->fd >= 0)
+		close(self->fd);
+}
+
+static char pattern(size_t at)
+{
+	return at / STEP % 126 + 1;
+}
+
+static void populate(char *mem)
+{
+	for (size_t at = 0; at < SIZE; at += STEP)
+		pt_store(mem + at + PAGE, pattern(at));
+}
+
+static bool intact(char *mem, size_t start, size_t end)
+{
+	for (size_t at = start; at < end; at += STEP) {
+		if (pt_load(mem + at + PAGE) != pattern(at))
+			return false;
+	}
+	return true;
+}
+
+static bool discard(char *mem, size_t start, size_t end, size_t piece)
+{
+	for (; start < end; start += piece) {
+		if (madvise(mem + start, piece, MADV_DONTNEED))
+			return false;
+	}
+	return true;
+}
+
+static bool punch(int fd, size_t start, size_t end, size_t piece)
+{
+	for (; start < end; start += piece) {
+		if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, piece))
+			return false;
+	}
+	return true;
+}
+
+#define tables_kb(self)	(pt_vmpte_kb(0) - (self)->base_kb)
+
+struct awaited {
+	pid_t pid;
+	long kb;
+};
+
+static bool has_so_many(void *arg)
+{
+	struct awaited *a = arg;
+
+	return pt_vmpte_kb(a->pid) == a->kb;
+}
+
+/* A second is the shortest period.  The time is for the slowest machine. */
+#define wait_for_kb(self, more)							\
+	pt_wait_until(has_so_many, &(struct awaited){ 0, (self)->base_kb + (more) }, 20)
+
+#define need_background() do {							\
+	if (!pt_write_file(PT_CONTROL "period_ms", "1000"))			\
+		SKIP(return, PT_CONTROL "period_ms: %s", strerror(errno));	\
+} while (0)
+
+/*
+ * At once; but khugepaged looks at memory that may have huge pages, and holds a lock
+ * then that the freeing of upper tables only tries.
+ */
+#define expect_kb(self, variant, kb) do {					\
+	if ((variant)->kind == HUGE)						\
+		EXPECT_TRUE(wait_for_kb(self, kb));				\
+	EXPECT_EQ(kb, tables_kb(self));						\
+} while (0)
+
+/* Huge pages hold one table each in deposit, and there may be none to be had. */
+#define populate_all(self, variant) do {					\
+	populate((self)->mem);							\
+	ASSERT_EQ(POPULATED_KB((variant)->kind), tables_kb(self));		\
+} while (0)
+
+TEST_F(upper, one_call)
+{
+	populate_all(self, variant);
+	ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
+	expect_kb(self, variant, 0);
+}
+
+/* Each GiB by itself; the PUD table goes with the last. */
+TEST_F(upper, call_for_each_gib)
+{
+	populate_all(self, variant);
+	ASSERT_TRUE(discard(self->mem, 0, GIB, GIB));
+	/* Half of all, but for the PUD table. */
+	expect_kb(self, variant, (POPULATED_KB(variant->kind) + TABLE_KB) / 2);
+	EXPECT_TRUE(intact(self->mem, GIB, SIZE));
+	ASSERT_TRUE(discard(self->mem, GIB, SIZE, GIB));
+	expect_kb(self, variant, 0);
+}
+
+TEST_F(upper, pieces)
+{
+	need_background();
+	populate_all(self, variant);
+	ASSERT_TRUE(discard(self->mem, 0, SIZE, PIECE));
+	EXPECT_TRUE(wait_for_kb(self, 0)) TH_LOG("%ld kB left", tables_kb(self));
+}
+
+/* What is in use stays, at each level, and what it says. */
+TEST_F(upper, last_page)
+{
+	const long last_kb = is_hugetlb(variant->kind) ? 2 * TABLE_KB : 3 * TABLE_KB;
+
+	need_background();
+	populate_all(self, variant);
+	ASSERT_TRUE(discard(self->mem, 0, SIZE - STEP, PIECE));
+	EXPECT_TRUE(wait_for_kb(self, last_kb)) TH_LOG("%ld kB left", tables_kb(self));
+	EXPECT_TRUE(intact(self->mem, SIZE - STEP, SIZE));
+	ASSERT_TRUE(discard(self->mem, SIZE - STEP, SIZE, PIECE));
+	EXPECT_TRUE(wait_for_kb(self, 0)) TH_LOG("%ld kB left", tables_kb(self));
+}
+
+TEST_F(upper, refill)
+{
+	for (int i = 0; i < 8; i++) {
+		populate_all(self, variant);
+		EXPECT_TRUE(intact(self->mem, 0, SIZE));
+		ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
+		expect_kb(self, variant, 0);
+	}
+}
+
+TEST_F(upper, trim)
+{
+	if (variant->kind == HUGE)
+		SKIP(return, "khugepaged may hold the lock now");
+	if (!pt_write_file(PT_CONTROL "background", "0"))
+		SKIP(return, PT_CONTROL "background: %s", strerror(errno));
+	populate_all(self, variant);
+	ASSERT_TRUE(discard(self->mem, 0, SIZE, PIECE));
+	EXPECT_EQ(UPPER_KB, tables_kb(self));
+	/* Of a part, the table that it has a part in. */
+	ASSERT_EQ(0, madvise(self->mem + GIB, PAGE, MADV_TRIM_TABLES));
+	EXPECT_EQ(2 * TABLE_KB, tables_kb(self));
+	ASSERT_EQ(0, madvise(self->mem, SIZE, MADV_TRIM_TABLES));
+	expect_kb(self, variant, 0);
+}
+
+TEST_F(upper, trim_by_process_madvise)
+{
+	struct iovec parts[] = { { self->mem, GIB / 2 }, { self->mem + GIB, GIB / 2 } };
+	int pidfd = syscall(SYS_pidfd_open, getpid(), 0);
+
+	ASSERT_GE(pidfd, 0);
+	if (variant->kind == HUGE)
+		SKIP(return, "khugepaged may hold the lock now");
+	if (!pt_write_file(PT_CONTROL "background", "0"))
+		SKIP(return, PT_CONTROL "background: %s", strerror(errno));
+	populate_all(self, variant);
+	ASSERT_TRUE(discard(self->mem, 0, SIZE, PIECE));
+	ASSERT_EQ((ssize_t)GIB,
+		  syscall(SYS_process_madvise, pidfd, parts, 2, MADV_TRIM_TABLES, 0));
+	expect_kb(self, variant, 0);
+	close(pidfd);
+}
+
+/* Tables that another mapping has a part in stay, and go when it has not. */
+TEST_F(upper, another_mapping)
+{
+	const size_t size = TABLE_SIZE;
+
+	if (variant->kind != ANON)
+		SKIP(return, "of anonymous memory only");
+	populate_all(self, variant);
+	/* It has no page: the table is empty all the same. */
+	ASSERT_EQ(self->mem + GIB, mmap(self->mem + GIB, size, PROT_NONE, MAP_PRIVATE |
+		  MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0));
+	ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
+	EXPECT_EQ(2 * TABLE_KB, tables_kb(self));
+	ASSERT_EQ(0, munmap(self->mem + GIB, size));
+	/* Two mappings now; the second reaches to the end. */
+	ASSERT_EQ(0, madvise(self->mem + GIB + size, GIB - size, MADV_TRIM_TABLES));
+	EXPECT_EQ(TABLE_KB, tables_kb(self));
+}
+
+/* Waits to be told on @in; the memory is @mem, or what it maps of the file. */
+static void child(char *mem, int fd, int in, int out)
+{
+	char told;
+
+	if (fd >= 0) {
+		munmap(mem, SIZE);
+		pt_settle();
+		mem = map_region(SHMEM, fd);
+		if (mem == MAP_FAILED)
+			_exit(2);
+	}
+	while (write(out, "", 1) == 1 && read(in, &told, 1) == 1) {
+		if (!intact(mem, 0, SIZE))
+			_exit(3);
+	}
+	_exit(0);
+}
+
+struct peer {
+	pid_t pid;
+	int to, from;
+};
+
+static bool start_peer(struct peer *peer, char *mem, int fd)
+{
+	int down[2], up[2];
+	char ready;
+
+	if (pipe(down) || pipe(up))
+		return false;
+	peer->pid = fork();
+	if (!peer->pid) {
+		close(down[1]);
+		close(up[0]);
+		child(mem, fd, down[0], up[1]);
+	}
+	close(down[0]);
+	close(up[1]);
+	peer->to = down[1];
+	peer->from = up[0];
+	return peer->pid > 0 && read(peer->from, &ready, 1) == 1;
+}
+
+/* Has it look at all of the memory. */
+static bool peer_looks(struct peer *peer)
+{
+	char done;
+
+	return write(peer->to, "", 1) == 1 && read(peer->from, &done, 1) == 1;
+}
+
+static int stop_peer(struct peer *peer)
+{
+	int status = -1;
+
+	close(peer->to);
+	close(peer->from);
+	waitpid(peer->pid, &status, 0);
+	return status;
+}
+
+/* A hole that one process punches: the tables of all go. */
+TEST_F(upper, hole_in_two_processes)
+{
+	struct peer peer;
+	long peer_kb;
+
+	/* Processes that map all of a GiB of hugetlb have one table for it, and keep it. */
+	if (variant->kind != SHMEM)
+		SKIP(return, "of shared memory only");
+	need_background();
+	ASSERT_TRUE(start_peer(&peer, self->mem, self->fd));
+	peer_kb = pt_vmpte_kb(peer.pid);
+	populate_all(self, variant);
+	ASSERT_TRUE(peer_looks(&peer));
+	ASSERT_EQ(peer_kb + POPULATED_KB(variant->kind), pt_vmpte_kb(peer.pid));
+	ASSERT_TRUE(punch(self->fd, 0, SIZE, PIECE));
+	EXPECT_TRUE(wait_for_kb(self, 0)) TH_LOG("%ld kB left", tables_kb(self));
+	EXPECT_TRUE(pt_wait_until(has_so_many, &(struct awaited){ peer.pid, peer_kb }, 20))
+		TH_LOG("%ld kB left in the other", pt_vmpte_kb(peer.pid) - peer_kb);
+	EXPECT_EQ(0, stop_peer(&peer));
+}
+
+/* What the parent discards is the child's still. */
+TEST_F(upper, child_keeps_its_own)
+{
+	struct peer peer;
+
+	/* Nor has hugetlb a page for each copy that a child would make. */
+	if (is_shared(variant->kind) || is_hugetlb(variant->kind))
+		SKIP(return, "of private memory only");
+	populate_all(self, variant);
+	ASSERT_TRUE(start_peer(&peer, self->mem, -1));
+	ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
+	expect_kb(self, variant, 0);
+	EXPECT_TRUE(peer_looks(&peer));
+	EXPECT_EQ(0, stop_peer(&peer));
+}
+
+TEST_F(upper, switched_off)
+{
+	if (variant->kind != ANON)
+		SKIP(return, "of anonymous memory only");
+	need_background();
+	ASSERT_TRUE(pt_write_file(PT_CONTROL "upper", "0"));
+	populate_all(self, variant);
+	ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
+	ASSERT_EQ(0, madvise(self->mem, SIZE, MADV_TRIM_TABLES));
+	/* Nothing to wait for but time: twice what a pass would take. */
+	sleep(2);
+	EXPECT_EQ(UPPER_KB, tables_kb(self));
+	EXPECT_FALSE(pt_write_file(PT_CONTROL "upper", "maybe"));
+	ASSERT_TRUE(pt_write_file(PT_CONTROL "upper", "1"));
+	ASSERT_EQ(0, madvise(self->mem, SIZE, MADV_TRIM_TABLES));
+	expect_kb(self, variant, 0);
+}
+
+TEST_F(upper, counters)
+{
+	long pmd = pt_vmstat("pt_reclaim_pmd"), pud = pt_vmstat("pt_reclaim_pud");
+
+	ASSERT_GE(pmd, 0) TH_LOG("this kernel does not tell");
+	populate_all(self, variant);
+	ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
+	EXPECT_LE(pmd + 2, pt_vmstat("pt_reclaim_pmd"));
+	EXPECT_LE(pud + 1, pt_vmstat("pt_reclaim_pud"));
+}
+
+TEST_F(upper, tracepoint)
+{
+	static const char * const levels[] = { "pmd", "pud" };
+	const unsigned long start = (unsigned long)self->mem;
+	char where[128], *trace;
+
+	if (access(TRACING "trace", W_OK))
+		SKIP(return, "no tracefs, or not root");
+	populate_all(self, variant);
+	ASSERT_TRUE(pt_write_file(TRACING "events/pt_reclaim/pt_reclaim_free/enable", "1"));
+	pt_write_file(TRACING "trace", "");
+	ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
+	pt_write_file(TRACING "events/pt_reclaim/pt_reclaim_free/enable", "0");
+	trace = malloc(1 << 20);
+	ASSERT_NE(NULL, trace);
+	ASSERT_GT(pt_read_file(TRACING "trace", trace, 1 << 20), 0);
+	for (int i = 0; i < 2; i++) {
+		snprintf(where, sizeof(where), "start=0x%lx end=0x%lx level=%s source=dontneed",
+			 start, start + (i ? 512 : 1) * GIB, levels[i]);
+		EXPECT_NE(NULL, strstr(trace, where)) TH_LOG("no event with %s", where);
+	}
+	free(trace);
+}
+
+TEST_HARNESS_MAIN
