@@ -50,6 +50,9 @@ static struct {
 	bool again;		/* another pass is wanted */
 } pass = { .nr = 1 };
 
+/* Was a mark made since the pass began, or since the last one ended? */
+static bool marked;
+
 static void pt_background_later(void)
 {
 	if (READ_ONCE(background_on) && pt_wq)
@@ -57,12 +60,21 @@ static void pt_background_later(void)
 				   msecs_to_jiffies(READ_ONCE(period_ms)));
 }
 
+/* A pass that is under way may have been past the mm: then there has to be another. */
+static void pt_background_wanted(void)
+{
+	if (!READ_ONCE(marked))
+		WRITE_ONCE(marked, true);
+	if (!delayed_work_pending(&pt_work))
+		pt_background_later();
+}
+
 /**
  * pt_reclaim_mark - say that tables of an mm may have become empty
  * @mm: the mm
  *
- * That a pass is pending is looked at each time: an mm that no process shows yet,
- * or a switch that was thrown, may have kept a mark from being seen.
+ * That a pass is wanted is looked at each time: an mm that no process shows yet, or a
+ * switch that was thrown, may have kept a mark from being seen.
  *
  * Context: any but hard interrupts; takes no lock that is held around page table
  * locks.
@@ -71,8 +83,7 @@ void pt_reclaim_mark(struct mm_struct *mm)
 {
 	if (!mm_flags_test(MMF_PT_EMPTIED, mm))
 		mm_flags_set(MMF_PT_EMPTIED, mm);
-	if (!delayed_work_pending(&pt_work))
-		pt_background_later();
+	pt_background_wanted();
 }
 
 #ifdef CONFIG_PT_RECLAIM_UPPER
@@ -87,12 +98,12 @@ void pt_reclaim_mark(struct mm_struct *mm)
  */
 void pt_upper_mark(struct mm_struct *mm)
 {
-	if (!READ_ONCE(pt_upper_on))
-		return;
-	if (!pt_upper_marked(mm))
+	/* Pairs with the one in pt_upper_unmark(). */
+	smp_mb();
+	if (!mm_flags_test(MMF_PT_UPPER, mm))
 		mm_flags_set(MMF_PT_UPPER, mm);
-	if (!delayed_work_pending(&pt_work))
-		pt_background_later();
+	if (READ_ONCE(pt_upper_on))
+		pt_background_wanted();
 }
 #endif
 
@@ -224,6 +235,8 @@ static void pt_background_work(struct work_struct *work)
 	struct mm_struct *mm;
 	bool aged;
 
+	if (pass.nr == 1)
+		WRITE_ONCE(marked, false);
 	while (READ_ONCE(background_on) && (mm = pt_next_mm(&aged))) {
 		if (aged && pt_background_mm(mm)) {
 			mm_flags_set(new, mm);
@@ -237,13 +250,14 @@ static void pt_background_work(struct work_struct *work)
 		mmput_async(mm);
 		/* The freezer waits for a work item, not for a pass. */
 		if (time_after(jiffies, start + HZ)) {
-			queue_delayed_work(pt_wq, &pt_work, 1);
+			/* A mark may have queued it for the next period. */
+			mod_delayed_work(pt_wq, &pt_work, 1);
 			return;
 		}
 	}
 	pass.nr = 1;
 	pass.old = !pass.old;
-	if (pass.again)
+	if (pass.again || READ_ONCE(marked))
 		pt_background_later();
 	pass.again = false;
 }
@@ -311,7 +325,12 @@ static ssize_t upper_show(struct kobject *kobj, struct kobj_attribute *attr, cha
 static ssize_t upper_store(struct kobject *kobj, struct kobj_attribute *attr,
 			   const char *buf, size_t count)
 {
-	return parse_bool(&pt_upper_on, buf) ?: count;
+	int err = parse_bool(&pt_upper_on, buf);
+
+	/* For the marks that were made meanwhile. */
+	if (!err && READ_ONCE(pt_upper_on))
+		pt_background_later();
+	return err ?: count;
 }
 
 static struct kobj_attribute upper_attr = __ATTR_RW(upper);

@@ -17,8 +17,8 @@
  *
  * Drivers populate VM_PFNMAP and VM_MIXEDMAP areas by functions that report a
  * table that vanishes between allocation and use as an error.  A Xen PV guest
- * walks all of its page tables when an mm is made and torn down, under the mmap
- * lock alone, and tells the hypervisor which pages are tables.
+ * walks all of its page tables when an mm is made and torn down, with no lock that
+ * keeps PTE tables, and tells the hypervisor which pages are tables.
  *
  * Return: for &zap_details.reclaim_pt.
  */
@@ -115,59 +115,24 @@ skip:
 extern bool pt_upper_on;
 
 void pt_upper_mark(struct mm_struct *mm);
+void __cold pt_upper_emptied(struct mm_struct *mm, pmd_t *pmd, unsigned long addr);
 void pt_upper_trim(struct mm_struct *mm, unsigned long start, unsigned long end,
 		   enum pt_reclaim_source source);
 
-/**
- * pt_upper_emptied - say that a pmd entry was cleared for good
- * @mm: the mm
- * @pmd: the entry
- * @addr: any address that it is for
- *
- * If its neighbours are none as well, others may be, and somebody is told to look
- * at the PMD table: not here, where all of it is too much to read.
- *
- * Context: whatever keeps the PMD table: the mmap lock, the VMA's or an rmap lock, for
- * reading at least.
- */
-static inline void pt_upper_emptied(struct mm_struct *mm, pmd_t *pmd, unsigned long addr)
-{
-	const unsigned long i = pmd_index(addr);
-
-	if ((i == 0 || pmd_none(pmdp_get_lockless(pmd - 1))) &&
-	    (i == PTRS_PER_PMD - 1 || pmd_none(pmdp_get_lockless(pmd + 1))))
-		pt_upper_mark(mm);
-}
-
-/* Does the mm have a mark?  It is no lock: whoever clears it looks afterwards. */
+/* Does the mm have a mark that is to be acted on? */
 static inline bool pt_upper_marked(struct mm_struct *mm)
 {
-	return mm_flags_test(MMF_PT_UPPER, mm);
+	return mm_flags_test(MMF_PT_UPPER, mm) && READ_ONCE(pt_upper_on);
 }
 
 static inline void pt_upper_unmark(struct mm_struct *mm)
 {
 	mm_flags_clear(MMF_PT_UPPER, mm);
-	/* A mark that is set after this is of a table that is looked at after this. */
+	/*
+	 * Pairs with the one in pt_upper_mark(): either we see what was emptied, or who
+	 * emptied it sees that the mark is gone.
+	 */
 	smp_mb__after_atomic();
-}
-
-/**
- * pt_upper_discarded - free the upper tables of a range that was discarded
- * @mm: the mm
- * @start: first address of the range, in bytes
- * @end: end of the range, exclusive
- *
- * What is smaller than the range of a PMD table is left to the background pass: it is
- * seldom the last of that range, and would have to look at the rest of it.
- *
- * Context: as for pt_upper_trim().
- */
-static inline void pt_upper_discarded(struct mm_struct *mm, unsigned long start,
-				      unsigned long end)
-{
-	if (end - start >= PUD_SIZE && pt_upper_marked(mm))
-		pt_upper_trim(mm, start, end, PT_RECLAIM_DONTNEED);
 }
 
 #endif /* CONFIG_PT_RECLAIM_UPPER */
@@ -235,6 +200,10 @@ static inline bool pt_left_for_later(struct mm_struct *mm, unsigned long start,
 
 #ifndef CONFIG_PT_RECLAIM_UPPER
 
+static inline void pt_upper_mark(struct mm_struct *mm)
+{
+}
+
 static inline void pt_upper_emptied(struct mm_struct *mm, pmd_t *pmd, unsigned long addr)
 {
 }
@@ -245,11 +214,6 @@ static inline bool pt_upper_marked(struct mm_struct *mm)
 }
 
 static inline void pt_upper_unmark(struct mm_struct *mm)
-{
-}
-
-static inline void pt_upper_discarded(struct mm_struct *mm, unsigned long start,
-				      unsigned long end)
 {
 }
 

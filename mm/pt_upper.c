@@ -33,6 +33,7 @@ bool pt_upper_on __read_mostly = true;
 /* A walk in search of empty PMD tables. */
 struct pt_upper {
 	unsigned long addr;	/* Where to go on */
+	unsigned int seen;	/* Tables that were looked at under this hold of the lock */
 	unsigned int nr;
 	unsigned long found[PT_UPPER_BATCH];	/* First address of each table's range */
 };
@@ -60,6 +61,19 @@ static bool pt_pud_table_empty(pud_t *table)
 }
 
 /*
+ * Is a PMD table the mm's alone?  Processes that share a hugetlb file share them; another
+ * one joins, or leaves, with the lock of the file's mappings held.
+ */
+static bool pt_pmd_table_shared(pmd_t *table)
+{
+#ifdef CONFIG_HUGETLB_PMD_PAGE_TABLE_SHARING
+	return ptdesc_pmd_is_shared(virt_to_ptdesc(table));
+#else
+	return false;
+#endif
+}
+
+/*
  * The entry that points to the PUD table of @addr, or NULL if there is no such table.
  * *@next is set to the end of what that was said of.
  */
@@ -78,19 +92,36 @@ static p4d_t *pt_p4d_of(struct mm_struct *mm, unsigned long addr, unsigned long 
 	return p4d;
 }
 
-/* The same, for the PMD table of @addr. */
+/* The same, for the entry of @addr in that PUD table, whatever it holds. */
 static pud_t *pt_pud_of(struct mm_struct *mm, unsigned long addr, unsigned long *next)
 {
 	p4d_t *p4d = pt_p4d_of(mm, addr, next);
-	pud_t *pud;
 
 	if (!p4d)
 		return NULL;
-	pud = pud_offset(p4d, addr);
 	*next = ALIGN_DOWN(addr, PUD_SIZE) + PUD_SIZE;
-	if (pud_none(*pud) || pud_bad(*pud))
-		return NULL;
-	return pud;
+	return pud_offset(p4d, addr);
+}
+
+/*
+ * Does @pud point to a PMD table that is empty?  @pud stays, by the lock that the caller
+ * holds; a table that processes share (hugetlb) may go all the same, and takes a grace
+ * period to be freed.
+ */
+static bool pt_pmd_table_seems_empty(pud_t *pud, unsigned long start)
+{
+	bool empty = false;
+	pud_t pudval;
+
+	rcu_read_lock();
+	pudval = pudp_get(pud);
+	if (!pud_none(pudval) && !pud_bad(pudval)) {
+		pmd_t *table = pmd_offset_lockless(pud, pudval, start);
+
+		empty = !pt_pmd_table_shared(table) && pt_pmd_table_empty(table);
+	}
+	rcu_read_unlock();
+	return empty;
 }
 
 /*
@@ -116,6 +147,13 @@ static bool pt_upper_may_go(struct vm_area_struct *vma)
 	return !vma_is_dax(vma) && !(vma->vm_flags & (VM_PFNMAP | VM_MIXEDMAP | VM_IO));
 }
 
+/* Is it time to let go of the lock?  Not before there was progress. */
+static bool pt_upper_pause(struct mm_struct *mm, const struct pt_upper *upper)
+{
+	return upper->nr == PT_UPPER_BATCH ||
+	       (upper->seen && mmap_lock_is_contended(mm));
+}
+
 /* Look for empty PMD tables of a VMA from ->addr on, but not beyond @end. */
 static void pt_upper_find_in(struct vm_area_struct *vma, unsigned long end,
 			     struct pt_upper *upper)
@@ -124,20 +162,19 @@ static void pt_upper_find_in(struct vm_area_struct *vma, unsigned long end,
 	unsigned long next;
 	pud_t *pud;
 
-	for (; upper->addr < end && upper->nr < PT_UPPER_BATCH; upper->addr = next) {
+	for (; upper->addr < end && !pt_upper_pause(mm, upper); upper->addr = next) {
 		const unsigned long start = ALIGN_DOWN(upper->addr, PUD_SIZE);
 
 		pud = pt_pud_of(mm, upper->addr, &next);
-		if (!next)	/* the end of all addresses */
-			next = end;
-		cond_resched();
-		if (pud && pt_pmd_table_empty(pmd_offset(pud, start)) &&
+		if (pud && pt_pmd_table_seems_empty(pud, start) &&
 		    pt_only_vma(mm, start, start + PUD_SIZE) == vma)
 			upper->found[upper->nr++] = start;
+		upper->seen++;
+		cond_resched();
 	}
 }
 
-/* As many tables as one batch takes, of [->addr, @end). */
+/* Goes on from ->addr, until there is enough to do, or to @end. */
 static void pt_upper_find(struct mm_struct *mm, unsigned long end, struct pt_upper *upper)
 {
 	VMA_ITERATOR(vmi, mm, upper->addr);
@@ -145,12 +182,13 @@ static void pt_upper_find(struct mm_struct *mm, unsigned long end, struct pt_upp
 
 	mmap_assert_locked(mm);
 	upper->nr = 0;
+	upper->seen = 0;
 	for_each_vma_range(vmi, vma, end) {
 		if (!pt_upper_may_go(vma))
 			continue;
 		upper->addr = max(upper->addr, vma->vm_start);
 		pt_upper_find_in(vma, min(end, vma->vm_end), upper);
-		if (upper->nr == PT_UPPER_BATCH)
+		if (upper->addr < min(end, vma->vm_end))
 			return;
 	}
 	upper->addr = end;
@@ -200,35 +238,24 @@ static void pt_upper_assert_locked(struct vm_area_struct *vma)
 {
 	mmap_assert_write_locked(vma->vm_mm);
 	vma_assert_write_locked(vma);
+	if (is_vm_hugetlb_page(vma))
+		hugetlb_vma_assert_locked(vma);
 	if (vma->vm_file)
 		i_mmap_assert_write_locked(vma->vm_file->f_mapping);
 	if (vma->anon_vma)
 		lockdep_assert_held_write(&vma->anon_vma->root->rwsem);
 }
 
-/*
- * Is a PMD table the mm's alone?  Processes that share a hugetlb file share them; another
- * one joins, or leaves, with the lock of the file's mappings held.
- */
-static bool pt_pmd_table_shared(pmd_t *table)
-{
-#ifdef CONFIG_HUGETLB_PMD_PAGE_TABLE_SHARING
-	return ptdesc_pmd_is_shared(virt_to_ptdesc(table));
-#else
-	return false;
-#endif
-}
-
 /* A table that was deposited for a huge page would be lost with the PMD table. */
-static void pt_assert_no_deposit(pmd_t *table)
+static void pt_assert_no_deposit(struct mm_struct *mm, pmd_t *table)
 {
 #if defined(CONFIG_TRANSPARENT_HUGEPAGE) && defined(CONFIG_SPLIT_PMD_PTLOCKS)
 	VM_WARN_ON_ONCE(pmd_huge_pte(mm, table));
 #endif
 }
 
-/* Free the PMD table of the span at @start, unless it is in use. */
-static void pt_free_pmd_table(struct mmu_gather *tlb, struct vm_area_struct *vma,
+/* Free the PMD table of the span at @start; false if it is in use, or gone. */
+static bool pt_free_pmd_table(struct mmu_gather *tlb, struct vm_area_struct *vma,
 			      unsigned long start, enum pt_reclaim_source source)
 {
 	struct mm_struct *mm = vma->vm_mm;
@@ -239,18 +266,19 @@ static void pt_free_pmd_table(struct mmu_gather *tlb, struct vm_area_struct *vma
 
 	pt_upper_assert_locked(vma);
 	pud = pt_pud_of(mm, start, &next);
-	if (!pud)
-		return;
+	if (!pud || pud_none(*pud) || pud_bad(*pud))
+		return false;
 	table = pmd_offset(pud, start);
 	if (!pt_pmd_table_empty(table) || pt_pmd_table_shared(table))
-		return;
-	pt_assert_no_deposit(table);
+		return false;
+	pt_assert_no_deposit(mm, table);
 	ptl = pud_lock(mm, pud);
 	pud_clear(pud);
 	spin_unlock(ptl);
 	pmd_free_tlb(tlb, table, start);
 	mm_dec_nr_pmds(mm);
 	pt_reclaim_freed_pmd(mm, start, source);
+	return true;
 }
 
 /* And the PUD table above it, if that has become empty, and is the VMA's alone. */
@@ -295,9 +323,7 @@ static unsigned int pt_upper_free_of(struct vm_area_struct *vma,
 	tlb_change_page_size(&tlb, PAGE_SIZE);
 	do {
 		start = upper->found[i++];
-		pt_free_pmd_table(&tlb, vma, start, source);
-		if (i == upper->nr ||
-		    ALIGN_DOWN(start, P4D_SIZE) != ALIGN_DOWN(upper->found[i], P4D_SIZE))
+		if (pt_free_pmd_table(&tlb, vma, start, source))
 			pt_free_pud_table(&tlb, vma, start, source);
 	} while (i < upper->nr &&
 		 pt_only_vma(mm, upper->found[i], upper->found[i] + PUD_SIZE) == vma);
@@ -334,6 +360,37 @@ static bool pt_upper_free(struct mm_struct *mm, const struct pt_upper *upper,
 }
 
 /**
+ * pt_upper_emptied - say that a pmd entry was cleared for good
+ * @mm: the mm
+ * @pmd: the entry
+ * @addr: any address that it is for
+ *
+ * If its neighbours are none as well, others may be, and the background pass is told to
+ * look at the PMD table: not here, where all of it is too much to read.
+ *
+ * Not inlined, for the sake of those who zap and free no table.
+ *
+ * Context: whatever keeps the PMD table: the mmap lock, the VMA's or an rmap lock, for
+ * reading at least.
+ */
+void pt_upper_emptied(struct mm_struct *mm, pmd_t *pmd, unsigned long addr)
+{
+	const unsigned long i = pmd_index(addr);
+
+	if ((i == 0 || pmd_none(pmdp_get_lockless(pmd - 1))) &&
+	    (i == PTRS_PER_PMD - 1 || pmd_none(pmdp_get_lockless(pmd + 1))))
+		pt_upper_mark(mm);
+}
+
+/* Does the caller want to end, or is it the last who keeps the mm from doing so? */
+static bool pt_upper_stop(struct mm_struct *mm, enum pt_reclaim_source source)
+{
+	if (source == PT_RECLAIM_BACKGROUND)
+		return atomic_read(&mm->mm_users) <= 1 || !READ_ONCE(pt_upper_on);
+	return fatal_signal_pending(current);
+}
+
+/**
  * pt_upper_trim - free the PMD and PUD tables of a range that are empty
  * @mm: the mm
  * @start: first address of the range, in bytes
@@ -341,8 +398,8 @@ static bool pt_upper_free(struct mm_struct *mm, const struct pt_upper *upper,
  * @source: who asks for it
  *
  * A table is looked at if any of its range is in the range, and freed if no other VMA
- * has a part in it.  Waits for no lock; the background pass is told of what had to be
- * left for that.
+ * has a part in it.  Locks for writing are not waited for; the background pass is told of
+ * what had to be left for that.
  *
  * Context: no lock of the mm held; a reference on it is.  May sleep.
  */
@@ -354,22 +411,24 @@ void pt_upper_trim(struct mm_struct *mm, unsigned long start, unsigned long end,
 
 	if (!READ_ONCE(pt_upper_on) || mm_pmd_folded(mm))
 		return;
-	while (upper.addr < end && !fatal_signal_pending(current)) {
-		if (!mmap_read_trylock(mm)) {
+	while (upper.addr < end && !pt_upper_stop(mm, source)) {
+		/* Who has it now is left in peace; who comes later had his turn. */
+		if (upper.addr == start ? !mmap_read_trylock(mm) :
+					  mmap_read_lock_killable(mm)) {
 			all = false;
 			break;
 		}
 		pt_upper_find(mm, end, &upper);
 		mmap_read_unlock(mm);
+		cond_resched();
 		if (!upper.nr)
-			break;
+			continue;
 		if (!mmap_write_trylock(mm)) {
 			all = false;
-			break;
+			continue;
 		}
 		all &= pt_upper_free(mm, &upper, source);
 		mmap_write_unlock(mm);
-		cond_resched();
 	}
 	if (!all)
 		pt_upper_mark(mm);

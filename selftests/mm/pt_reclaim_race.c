@@ -1137,7 +1137,7 @@ TEST_F_TIMEOUT(file_race, background, TIMEOUT)
  * Upper tables: a few GiB with a few pages in each, so that PMD tables come and go all
  * the time, and the PUD table as well.
  */
-#define NR_GIBS		3
+#define NR_GIBS		4
 #define GIB		(NR_ENTRIES * TABLE_SIZE)
 #define GIBS_SIZE	(NR_GIBS * GIB)
 
@@ -1230,6 +1230,17 @@ static bool trim_upper(struct actor *a)
 	       lost(a->race, "MADV_TRIM_TABLES: %s", strerror(errno));
 }
 
+/*
+ * To another node, whoever has it: by the rmap, under none of the locks of those who have
+ * it but us.
+ */
+static void move_page(void *where, int node)
+{
+	int status;
+
+	syscall(SYS_move_pages, 0, 1, &where, &node, &status, 4 /* MPOL_MF_MOVE_ALL */);
+}
+
 static bool fork_far_page(struct actor *a)
 {
 	struct race *r = a->race;
@@ -1244,6 +1255,7 @@ static bool fork_far_page(struct actor *a)
 	if (!pid) {
 		if (*word(r, page) != a->seed)
 			_exit(1);
+		move_page(word(r, page), a->seed % 2);
 		madvise(r->mem, GIBS_SIZE, MADV_DONTNEED);
 		madvise(r->mem, GIBS_SIZE, MADV_TRIM_TABLES);
 		_exit(r->fd >= 0 && *word(r, page) != a->seed);
@@ -1275,15 +1287,20 @@ static bool look_from_afar(struct actor *a)
 	return discard(r, page / NR_ENTRIES * NR_ENTRIES, NR_ENTRIES);
 }
 
-/* Splits the VMA, moves a GiB out of it and back, and whole tables with it. */
+/*
+ * Splits the VMA where others are at work, moves the last GiB out of it and back, and
+ * whole tables with it.
+ */
 static bool move_gib(struct actor *a)
 {
 	struct race *r = a->race;
 	char *aside = r->mem + (NR_ENTRIES - 2) * GIB, *home = r->mem + (NR_GIBS - 1) * GIB;
+	char *split = home - GIB + NR_ENTRIES / 2 * TABLE_SIZE;
 
 	if (rnd(a, 2)) {
-		mprotect(home + 100 * TABLE_SIZE, TABLE_SIZE, PROT_READ);
-		mprotect(home + 100 * TABLE_SIZE, TABLE_SIZE, PROT_READ | PROT_WRITE);
+		mprotect(split, TABLE_SIZE, PROT_READ);
+		sched_yield();
+		mprotect(split, TABLE_SIZE, PROT_READ | PROT_WRITE);
 		return true;
 	}
 	*word(r, (home - r->mem) / PAGE + a->nr * NR_ENTRIES) = a->seed;
