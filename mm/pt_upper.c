@@ -260,7 +260,7 @@ static bool pt_free_pmd_table(struct mmu_gather *tlb, struct vm_area_struct *vma
 {
 	struct mm_struct *mm = vma->vm_mm;
 	unsigned long next;
-	spinlock_t *ptl;
+	spinlock_t *ptl;	/* of the PUD table */
 	pmd_t *table;
 	pud_t *pud;
 

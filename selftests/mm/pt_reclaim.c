@@ -55,7 +55,6 @@ FIXTURE_VARIANT_ADD(pt_reclaim, file) {
 	.kind = FILE_PRIVATE,
 };
 
-
 static void restore_controls(void)
 {
 	pt_write_file(PT_CONTROL "background", "1");

@@ -1170,7 +1170,8 @@ FIXTURE_SETUP(upper_race)
 	pt_settle();
 	pt_set_paced(false);
 	memset(r, 0, sizeof(*r));
-	r->uffd = r->fd = -1;
+	r->uffd = -1;
+	r->fd = -1;
 	if (variant->shared) {
 		r->fd = memfd_create("pt_reclaim_race", 0);
 		ASSERT_GE(r->fd, 0);
@@ -1199,7 +1200,8 @@ FIXTURE_TEARDOWN(upper_race)
  */
 static size_t far_page(struct actor *a)
 {
-	size_t table = rnd(a, NR_GIBS) * NR_ENTRIES + rnd(a, 2) * (NR_ENTRIES - MAX_THREADS) + a->nr;
+	size_t first = rnd(a, 2) ? NR_ENTRIES - MAX_THREADS : 0;
+	size_t table = rnd(a, NR_GIBS) * NR_ENTRIES + first + a->nr;
 
 	return table * NR_ENTRIES + rnd(a, 4) * (NR_ENTRIES / 4);
 }

@@ -33,10 +33,15 @@
 
 enum kind { ANON, SHMEM, HUGE, FILE_PRIVATE, HUGETLB, HUGETLB_PRIVATE };
 
-FIXTURE(upper) {
+struct region {
 	char *mem;
 	int fd;
-	long base_kb;
+	enum kind kind;
+	long base_kb;			/* VmPTE before the first touch */
+};
+
+FIXTURE(upper) {
+	struct region r;
 };
 
 FIXTURE_VARIANT(upper) {
@@ -117,6 +122,22 @@ static void restore_controls(void)
 	pt_write_file(PT_CONTROL "period_ms", "10000");
 }
 
+/* Is a page of the region a huge one? */
+static bool has_huge_pages(void)
+{
+	char *mem = map_region(HUGE, -1);
+	char buf[8192];
+	bool has;
+
+	if (mem == MAP_FAILED)
+		return false;
+	pt_store(mem, 1);
+	has = pt_read_file("/proc/self/smaps_rollup", buf, sizeof(buf)) > 0 &&
+	      pt_field(buf, "AnonHugePages") > 0;
+	munmap(mem, SIZE);
+	return has;
+}
+
 static bool use_background(void)
 {
 	return pt_write_file(PT_CONTROL "period_ms", "1000") &&
@@ -130,17 +151,20 @@ FIXTURE_SETUP(upper)
 	if (pt_vmstat("pt_reclaim_pte") >= 0 && pt_vmstat("pt_reclaim_pmd") < 0)
 		SKIP(return, "CONFIG_PT_RECLAIM_UPPER is not set");
 	pt_settle();
-	self->fd = -1;
-	if (is_hugetlb(variant->kind) && pt_hugetlb_free() < 2 * SIZE / STEP)
+	self->r.kind = variant->kind;
+	self->r.fd = -1;
+	if (self->r.kind == HUGE && !has_huge_pages())
+		SKIP(return, "no huge pages to be had");
+	if (is_hugetlb(self->r.kind) && pt_hugetlb_free() < 2 * SIZE / STEP)
 		SKIP(return, "too few huge pages of hugetlb");
-	if (variant->kind != ANON && variant->kind != HUGE) {
-		self->fd = file_of(variant->kind);
-		ASSERT_GE(self->fd, 0);
+	if (self->r.kind != ANON && self->r.kind != HUGE) {
+		self->r.fd = file_of(self->r.kind);
+		ASSERT_GE(self->r.fd, 0);
 	}
-	self->mem = map_region(variant->kind, self->fd);
-	ASSERT_NE(MAP_FAILED, self->mem);
-	self->base_kb = pt_vmpte_kb(0);
-	ASSERT_GT(self->base_kb, 0);
+	self->r.mem = map_region(self->r.kind, self->r.fd);
+	ASSERT_NE(MAP_FAILED, self->r.mem);
+	self->r.base_kb = pt_vmpte_kb(0);
+	ASSERT_GT(self->r.base_kb, 0);
 	/* A pass at the wrong moment would hold a lock that is only tried. */
 	pt_write_file(PT_CONTROL "background", "0");
 }
@@ -148,9 +172,9 @@ FIXTURE_SETUP(upper)
 FIXTURE_TEARDOWN(upper)
 {
 	restore_controls();
-	munmap(self->mem, SIZE);
-	if (self->fd >= 0)
-		close(self->fd);
+	munmap(self->r.mem, SIZE);
+	if (self->r.fd >= 0)
+		close(self->r.fd);
 }
 
 static char pattern(size_t at)
@@ -191,7 +215,10 @@ static bool punch(int fd, size_t start, size_t end, size_t piece)
 	return true;
 }
 
-#define tables_kb(self)	(pt_vmpte_kb(0) - (self)->base_kb)
+static long tables_kb(const struct region *r)
+{
+	return pt_vmpte_kb(0) - r->base_kb;
+}
 
 struct awaited {
 	pid_t pid;
@@ -205,14 +232,16 @@ static bool has_so_many(void *arg)
 	return pt_vmpte_kb(a->pid) == a->kb;
 }
 
-/* A second is the shortest period.  The time is for the slowest machine. */
-#define wait_for_kb(self, more)							\
-	pt_wait_until(has_so_many, &(struct awaited){ 0, (self)->base_kb + (more) }, 20)
+/*
+ * Without being asked: a second is the shortest period of the background, the time is
+ * for the slowest machine.
+ */
+static bool falls_to(const struct region *r, long more)
+{
+	struct awaited upper = { 0, r->base_kb + more };
 
-#define need_background() do {							\
-	if (!use_background())							\
-		SKIP(return, PT_CONTROL "background: %s", strerror(errno));	\
-} while (0)
+	return pt_wait_until(has_so_many, &upper, 20);
+}
 
 struct trimmed {
 	char *mem;
@@ -228,112 +257,105 @@ static bool is_trimmed(void *arg)
 }
 
 /*
- * Asks for the tables: once; but khugepaged looks at memory that may have huge pages, and
- * holds a lock then that the freeing of upper tables only tries.
+ * Asked for once; but khugepaged looks at memory that may have huge pages, and holds a lock
+ * then that the freeing of upper tables only tries.
  */
-#define expect_kb(self, variant, more) do {					\
-	struct trimmed _t = { (self)->mem, (self)->base_kb + (more) };		\
-	int _seconds = (variant)->kind == HUGE ? 20 : 0;			\
-										\
-	EXPECT_TRUE(pt_wait_until(is_trimmed, &_t, _seconds))			\
-		TH_LOG("%ld kB, not %ld", tables_kb(self), (long)(more));	\
-} while (0)
-
-static bool has_huge_pages(void)
+static bool trims_to(const struct region *r, long more)
 {
-	char buf[8192];
+	struct trimmed upper = { r->mem, r->base_kb + more };
 
-	return pt_read_file("/proc/self/smaps_rollup", buf, sizeof(buf)) > 0 &&
-	       pt_field(buf, "AnonHugePages") > 0;
+	return pt_wait_until(is_trimmed, &upper, r->kind == HUGE ? 20 : 0);
 }
 
 /* Huge pages hold one table each in deposit. */
-#define populate_all(self, variant) do {					\
-	populate((self)->mem);							\
-	if ((variant)->kind == HUGE && !has_huge_pages())			\
-		SKIP(return, "no huge pages to be had");			\
-	ASSERT_EQ(POPULATED_KB((variant)->kind), tables_kb(self));		\
-} while (0)
+static bool populates_to(const struct region *r, long more)
+{
+	populate(r->mem);
+	return tables_kb(r) == more;
+}
 
 TEST_F_TIMEOUT(upper, one_call, 120)
 {
-	populate_all(self, variant);
-	ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
-	expect_kb(self, variant, 0);
+	ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
+	ASSERT_TRUE(discard(self->r.mem, 0, SIZE, SIZE));
+	EXPECT_TRUE(trims_to(&self->r, 0)) TH_LOG("%ld kB left", tables_kb(&self->r));
 }
 
 /* Each GiB by itself; the PUD table goes with the last. */
 TEST_F_TIMEOUT(upper, call_for_each_gib, 120)
 {
-	populate_all(self, variant);
-	ASSERT_TRUE(discard(self->mem, 0, GIB, GIB));
+	ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
+	ASSERT_TRUE(discard(self->r.mem, 0, GIB, GIB));
 	/* Half of all, but for the PUD table. */
-	expect_kb(self, variant, (POPULATED_KB(variant->kind) + TABLE_KB) / 2);
-	EXPECT_TRUE(intact(self->mem, GIB, SIZE));
-	ASSERT_TRUE(discard(self->mem, GIB, SIZE, GIB));
-	expect_kb(self, variant, 0);
+	EXPECT_TRUE(trims_to(&self->r, (POPULATED_KB(self->r.kind) + TABLE_KB) / 2))
+		TH_LOG("%ld kB left", tables_kb(&self->r));
+	EXPECT_TRUE(intact(self->r.mem, GIB, SIZE));
+	ASSERT_TRUE(discard(self->r.mem, GIB, SIZE, GIB));
+	EXPECT_TRUE(trims_to(&self->r, 0)) TH_LOG("%ld kB left", tables_kb(&self->r));
 }
 
 /* Without being asked. */
 TEST_F_TIMEOUT(upper, background, 120)
 {
-	need_background();
-	populate_all(self, variant);
-	ASSERT_TRUE(discard(self->mem, 0, SIZE, PIECE));
-	EXPECT_TRUE(wait_for_kb(self, 0)) TH_LOG("%ld kB left", tables_kb(self));
+	if (!use_background())
+		SKIP(return, PT_CONTROL "background: %s", strerror(errno));
+	ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
+	ASSERT_TRUE(discard(self->r.mem, 0, SIZE, PIECE));
+	EXPECT_TRUE(falls_to(&self->r, 0)) TH_LOG("%ld kB left", tables_kb(&self->r));
 }
 
 /* What is in use stays, at each level, and what it says. */
 TEST_F_TIMEOUT(upper, last_page, 120)
 {
-	const long last_kb = is_hugetlb(variant->kind) ? 2 * TABLE_KB : 3 * TABLE_KB;
+	const long last_kb = is_hugetlb(self->r.kind) ? 2 * TABLE_KB : 3 * TABLE_KB;
 
-	need_background();
-	populate_all(self, variant);
-	ASSERT_TRUE(discard(self->mem, 0, SIZE - STEP, PIECE));
-	EXPECT_TRUE(wait_for_kb(self, last_kb)) TH_LOG("%ld kB left", tables_kb(self));
-	EXPECT_TRUE(intact(self->mem, SIZE - STEP, SIZE));
-	ASSERT_TRUE(discard(self->mem, SIZE - STEP, SIZE, PIECE));
-	EXPECT_TRUE(wait_for_kb(self, 0)) TH_LOG("%ld kB left", tables_kb(self));
+	if (!use_background())
+		SKIP(return, PT_CONTROL "background: %s", strerror(errno));
+	ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
+	ASSERT_TRUE(discard(self->r.mem, 0, SIZE - STEP, PIECE));
+	EXPECT_TRUE(falls_to(&self->r, last_kb)) TH_LOG("%ld kB left", tables_kb(&self->r));
+	EXPECT_TRUE(intact(self->r.mem, SIZE - STEP, SIZE));
+	ASSERT_TRUE(discard(self->r.mem, SIZE - STEP, SIZE, PIECE));
+	EXPECT_TRUE(falls_to(&self->r, 0)) TH_LOG("%ld kB left", tables_kb(&self->r));
 }
 
 TEST_F_TIMEOUT(upper, refill, 120)
 {
 	for (int i = 0; i < 8; i++) {
-		populate_all(self, variant);
-		EXPECT_TRUE(intact(self->mem, 0, SIZE));
-		ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
-		expect_kb(self, variant, 0);
+		ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
+		EXPECT_TRUE(intact(self->r.mem, 0, SIZE));
+		ASSERT_TRUE(discard(self->r.mem, 0, SIZE, SIZE));
+		EXPECT_TRUE(trims_to(&self->r, 0)) TH_LOG("%ld kB left", tables_kb(&self->r));
 	}
 }
 
 TEST_F_TIMEOUT(upper, trim, 120)
 {
-	if (variant->kind == HUGE)
+	if (self->r.kind == HUGE)
 		SKIP(return, "khugepaged may hold the lock now");
-	populate_all(self, variant);
-	ASSERT_TRUE(discard(self->mem, 0, SIZE, PIECE));
-	EXPECT_EQ(UPPER_KB, tables_kb(self));
+	ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
+	ASSERT_TRUE(discard(self->r.mem, 0, SIZE, PIECE));
+	EXPECT_EQ(UPPER_KB, tables_kb(&self->r));
 	/* Of a part, the table that it has a part in. */
-	ASSERT_EQ(0, madvise(self->mem + GIB, PAGE, MADV_TRIM_TABLES));
-	EXPECT_EQ(2 * TABLE_KB, tables_kb(self));
-	ASSERT_EQ(0, madvise(self->mem, SIZE, MADV_TRIM_TABLES));
-	expect_kb(self, variant, 0);
+	ASSERT_EQ(0, madvise(self->r.mem + GIB, PAGE, MADV_TRIM_TABLES));
+	EXPECT_EQ(2 * TABLE_KB, tables_kb(&self->r));
+	ASSERT_EQ(0, madvise(self->r.mem, SIZE, MADV_TRIM_TABLES));
+	EXPECT_TRUE(trims_to(&self->r, 0)) TH_LOG("%ld kB left", tables_kb(&self->r));
 }
 
 TEST_F_TIMEOUT(upper, trim_by_process_madvise, 120)
 {
-	struct iovec parts[] = { { self->mem, GIB / 2 }, { self->mem + GIB, GIB / 2 } };
+	struct iovec parts[] = { { self->r.mem, GIB / 2 }, { self->r.mem + GIB, GIB / 2 } };
 	int pidfd = syscall(SYS_pidfd_open, getpid(), 0);
 
 	ASSERT_GE(pidfd, 0);
-	if (variant->kind == HUGE)
+	if (self->r.kind == HUGE)
 		SKIP(return, "khugepaged may hold the lock now");
-	populate_all(self, variant);
-	ASSERT_TRUE(discard(self->mem, 0, SIZE, PIECE));
+	ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
+	ASSERT_TRUE(discard(self->r.mem, 0, SIZE, PIECE));
 	ASSERT_EQ((ssize_t)GIB,
 		  syscall(SYS_process_madvise, pidfd, parts, 2, MADV_TRIM_TABLES, 0));
-	expect_kb(self, variant, 0);
+	EXPECT_TRUE(trims_to(&self->r, 0)) TH_LOG("%ld kB left", tables_kb(&self->r));
 	close(pidfd);
 }
 
@@ -342,17 +364,17 @@ TEST_F_TIMEOUT(upper, another_mapping, 120)
 {
 	const size_t size = TABLE_SIZE;
 
-	if (variant->kind != ANON)
+	if (self->r.kind != ANON)
 		SKIP(return, "of anonymous memory only");
-	populate_all(self, variant);
+	ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
 	/* It has no page: the table is empty all the same. */
-	ASSERT_EQ(self->mem + GIB, mmap(self->mem + GIB, size, PROT_NONE, MAP_PRIVATE |
+	ASSERT_EQ(self->r.mem + GIB, mmap(self->r.mem + GIB, size, PROT_NONE, MAP_PRIVATE |
 		  MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0));
-	ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
-	expect_kb(self, variant, 2 * TABLE_KB);
-	ASSERT_EQ(0, munmap(self->mem + GIB, size));
+	ASSERT_TRUE(discard(self->r.mem, 0, SIZE, SIZE));
+	EXPECT_TRUE(trims_to(&self->r, 2 * TABLE_KB)) TH_LOG("%ld kB left", tables_kb(&self->r));
+	ASSERT_EQ(0, munmap(self->r.mem + GIB, size));
 	/* Two mappings now; the second reaches to the end. */
-	expect_kb(self, variant, TABLE_KB);
+	EXPECT_TRUE(trims_to(&self->r, TABLE_KB)) TH_LOG("%ld kB left", tables_kb(&self->r));
 }
 
 enum wish { LOOK, DISCARD };
@@ -427,16 +449,17 @@ TEST_F_TIMEOUT(upper, hole_in_two_processes, 120)
 	long peer_kb;
 
 	/* Processes that map all of a GiB of hugetlb have one table for it, and keep it. */
-	if (variant->kind != SHMEM)
+	if (self->r.kind != SHMEM)
 		SKIP(return, "of shared memory only");
-	need_background();
-	ASSERT_TRUE(start_peer(&peer, self->mem, self->fd));
+	if (!use_background())
+		SKIP(return, PT_CONTROL "background: %s", strerror(errno));
+	ASSERT_TRUE(start_peer(&peer, self->r.mem, self->r.fd));
 	peer_kb = pt_vmpte_kb(peer.pid);
-	populate_all(self, variant);
+	ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
 	ASSERT_TRUE(peer_does(&peer, LOOK));
-	ASSERT_EQ(peer_kb + POPULATED_KB(variant->kind), pt_vmpte_kb(peer.pid));
-	ASSERT_TRUE(punch(self->fd, 0, SIZE, PIECE));
-	EXPECT_TRUE(wait_for_kb(self, 0)) TH_LOG("%ld kB left", tables_kb(self));
+	ASSERT_EQ(peer_kb + POPULATED_KB(self->r.kind), pt_vmpte_kb(peer.pid));
+	ASSERT_TRUE(punch(self->r.fd, 0, SIZE, PIECE));
+	EXPECT_TRUE(falls_to(&self->r, 0)) TH_LOG("%ld kB left", tables_kb(&self->r));
 	EXPECT_TRUE(pt_wait_until(has_so_many, &(struct awaited){ peer.pid, peer_kb }, 20))
 		TH_LOG("%ld kB left in the other", pt_vmpte_kb(peer.pid) - peer_kb);
 	EXPECT_EQ(0, stop_peer(&peer));
@@ -448,12 +471,12 @@ TEST_F_TIMEOUT(upper, child_keeps_its_own, 120)
 	struct peer peer;
 
 	/* Nor has hugetlb a page for each copy that a child would make. */
-	if (is_shared(variant->kind) || is_hugetlb(variant->kind))
+	if (is_shared(self->r.kind) || is_hugetlb(self->r.kind))
 		SKIP(return, "of private memory only");
-	populate_all(self, variant);
-	ASSERT_TRUE(start_peer(&peer, self->mem, -1));
-	ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
-	expect_kb(self, variant, 0);
+	ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
+	ASSERT_TRUE(start_peer(&peer, self->r.mem, -1));
+	ASSERT_TRUE(discard(self->r.mem, 0, SIZE, SIZE));
+	EXPECT_TRUE(trims_to(&self->r, 0)) TH_LOG("%ld kB left", tables_kb(&self->r));
 	EXPECT_TRUE(peer_does(&peer, LOOK));
 	EXPECT_EQ(0, stop_peer(&peer));
 }
@@ -461,15 +484,15 @@ TEST_F_TIMEOUT(upper, child_keeps_its_own, 120)
 /* A manager trims another process: its tables go, and nobody else's. */
 TEST_F_TIMEOUT(upper, trim_of_another_process, 120)
 {
-	struct iovec part = { self->mem, GIB };
+	struct iovec part = { self->r.mem, GIB };
 	struct peer peer;
 	long kb;
 	int pidfd;
 
-	if (variant->kind != ANON)
+	if (self->r.kind != ANON)
 		SKIP(return, "of anonymous memory only");
-	populate_all(self, variant);
-	ASSERT_TRUE(start_peer(&peer, self->mem, -1));
+	ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
+	ASSERT_TRUE(start_peer(&peer, self->r.mem, -1));
 	pidfd = syscall(SYS_pidfd_open, peer.pid, 0);
 	ASSERT_GE(pidfd, 0);
 	kb = pt_vmpte_kb(peer.pid);
@@ -481,8 +504,8 @@ TEST_F_TIMEOUT(upper, trim_of_another_process, 120)
 	ASSERT_EQ((ssize_t)GIB, syscall(SYS_process_madvise, pidfd, &part, 1,
 					MADV_TRIM_TABLES, 0));
 	EXPECT_EQ(kb - POPULATED_KB(ANON), pt_vmpte_kb(peer.pid));
-	EXPECT_EQ(POPULATED_KB(ANON), tables_kb(self));
-	EXPECT_TRUE(intact(self->mem, 0, SIZE));
+	EXPECT_EQ(POPULATED_KB(ANON), tables_kb(&self->r));
+	EXPECT_TRUE(intact(self->r.mem, 0, SIZE));
 	EXPECT_EQ(0, stop_peer(&peer));
 	close(pidfd);
 }
@@ -490,19 +513,20 @@ TEST_F_TIMEOUT(upper, trim_of_another_process, 120)
 /* Marks that are made while it is off are not lost. */
 TEST_F_TIMEOUT(upper, switched_off, 120)
 {
-	if (variant->kind != ANON)
+	if (self->r.kind != ANON)
 		SKIP(return, "of anonymous memory only");
-	need_background();
+	if (!use_background())
+		SKIP(return, PT_CONTROL "background: %s", strerror(errno));
 	ASSERT_TRUE(pt_write_file(PT_CONTROL "upper", "0"));
-	populate_all(self, variant);
-	ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
-	ASSERT_EQ(0, madvise(self->mem, SIZE, MADV_TRIM_TABLES));
+	ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
+	ASSERT_TRUE(discard(self->r.mem, 0, SIZE, SIZE));
+	ASSERT_EQ(0, madvise(self->r.mem, SIZE, MADV_TRIM_TABLES));
 	/* Nothing to wait for but time: twice what a pass would take. */
 	sleep(2);
-	EXPECT_EQ(UPPER_KB, tables_kb(self));
+	EXPECT_EQ(UPPER_KB, tables_kb(&self->r));
 	EXPECT_FALSE(pt_write_file(PT_CONTROL "upper", "maybe"));
 	ASSERT_TRUE(pt_write_file(PT_CONTROL "upper", "1"));
-	EXPECT_TRUE(wait_for_kb(self, 0)) TH_LOG("%ld kB left", tables_kb(self));
+	EXPECT_TRUE(falls_to(&self->r, 0)) TH_LOG("%ld kB left", tables_kb(&self->r));
 }
 
 TEST_F_TIMEOUT(upper, counters, 120)
@@ -510,9 +534,9 @@ TEST_F_TIMEOUT(upper, counters, 120)
 	long pmd = pt_vmstat("pt_reclaim_pmd"), pud = pt_vmstat("pt_reclaim_pud");
 
 	ASSERT_GE(pmd, 0) TH_LOG("this kernel does not tell");
-	populate_all(self, variant);
-	ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
-	expect_kb(self, variant, 0);
+	ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
+	ASSERT_TRUE(discard(self->r.mem, 0, SIZE, SIZE));
+	EXPECT_TRUE(trims_to(&self->r, 0)) TH_LOG("%ld kB left", tables_kb(&self->r));
 	EXPECT_LE(pmd + 2, pt_vmstat("pt_reclaim_pmd"));
 	EXPECT_LE(pud + 1, pt_vmstat("pt_reclaim_pud"));
 }
@@ -520,16 +544,16 @@ TEST_F_TIMEOUT(upper, counters, 120)
 TEST_F_TIMEOUT(upper, tracepoint, 120)
 {
 	static const char * const levels[] = { "pmd", "pud" };
-	const unsigned long start = (unsigned long)self->mem;
+	const unsigned long start = (unsigned long)self->r.mem;
 	char where[128], *trace;
 
 	if (access(TRACING "trace", W_OK))
 		SKIP(return, "no tracefs, or not root");
-	populate_all(self, variant);
+	ASSERT_TRUE(populates_to(&self->r, POPULATED_KB(self->r.kind)));
 	ASSERT_TRUE(pt_write_file(TRACING "events/pt_reclaim/pt_reclaim_free/enable", "1"));
 	pt_write_file(TRACING "trace", "");
-	ASSERT_TRUE(discard(self->mem, 0, SIZE, SIZE));
-	expect_kb(self, variant, 0);
+	ASSERT_TRUE(discard(self->r.mem, 0, SIZE, SIZE));
+	EXPECT_TRUE(trims_to(&self->r, 0)) TH_LOG("%ld kB left", tables_kb(&self->r));
 	pt_write_file(TRACING "events/pt_reclaim/pt_reclaim_free/enable", "0");
 	trace = malloc(1 << 20);
 	ASSERT_NE(NULL, trace);

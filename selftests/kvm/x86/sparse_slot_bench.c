@@ -283,7 +283,8 @@ static struct config parse(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "size", 1, NULL, 's' }, { "populated", 1, NULL, 'p' }, { "nested", 0, NULL, 'N' },
-		{ "lives", 1, NULL, 'l' }, { "name", 1, NULL, 'n' }, { "json", 0, NULL, 'j' }, { "help", 0, NULL, 'h' }, { }
+		{ "lives", 1, NULL, 'l' }, { "name", 1, NULL, 'n' }, { "json", 0, NULL, 'j' },
+		{ "help", 0, NULL, 'h' }, { }
 	};
 	struct config c = { .name = "sparse_slot_bench", .size = 64 * GIB, .populated = GIB,
 			    .lives = LIVES };
