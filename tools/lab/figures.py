@@ -134,7 +134,7 @@ def tables_left(scenario, kernel):
 
 
 def tables_needed(scenario):
-    """kB that would do: of plugged blocks, and of upper levels, which stay."""
+    """kB that would do: of plugged blocks, at all levels."""
     processes = 2 if "second_left_kb" in scenario.names() else 1
     return processes * (scenario.median("stock", "ideal_left_kb") +
                         scenario.median("stock", "upper_kb"))

@@ -26,7 +26,7 @@ import sys
 from collections import OrderedDict
 from pathlib import Path
 
-OURS = ("ours", "kvm", "shadow")
+OURS = ("ours", "beside", "shadow")
 CASE = re.compile(r"^\s*(not ok|ok)\s+\d+\s*-?\s*(.*?)\s*(#\s*(SKIP|XFAIL|XPASS|TODO)\b.*)?$",
                   re.I)
 

@@ -3,10 +3,9 @@
 #
 # test.sh: run what tools/lab/tests lists.
 #
-# Our tests, and most of the stock ones, in the debug kernel, those of mm and those of
-# KVM side by side; then all stock ones in the stock and in the patched release kernel,
-# side by side as well, to compare.  With KERNEL=stock or another: only ours, in that
-# kernel.
+# Our tests, and most of the stock ones, in the debug kernel; then all stock ones in the
+# stock and in the patched release kernel, to compare.  Two machines run side by side all
+# the time.  With KERNEL=stock or another: only ours, in that kernel.
 . "$(dirname "$0")/lib.sh"
 
 kind=${KERNEL:-debug}
@@ -14,6 +13,7 @@ check_kind "$kind"
 list=$lab/tests
 out=$build/test
 need python3=python3
+use_qemu
 
 comparing=0
 [ "$kind" != debug ] || comparing=1
@@ -24,6 +24,8 @@ if [ "$comparing" = 1 ]; then
 fi
 "$lab/selftests.sh"
 lock test
+# Of each race of pt_reclaim_race, unless the environment says otherwise.
+export PT_RACE_SECONDS=${PT_RACE_SECONDS:-3}
 
 # in_kernel CPUS KIND DIR WHICH...: its part of the list (run-tests says how WHICH
 # picks), results to DIR; fails if the kernel complained.
@@ -42,30 +44,59 @@ in_kernel() {
 	return 1
 }
 
-# kvm_tests: ours, with and without a TDP MMU; fails if the kernel complained in either.
-kvm_tests() {
+# tests_beside: ours of the second machine, with and without a TDP MMU; fails if the
+# kernel complained in either.
+tests_beside() {
 	local status=0
 
-	in_kernel 2 "$kind" "$out/$kind" kvm || status=1
+	in_kernel 2 "$kind" "$out/$kind" beside || status=1
 	APPEND=kvm.tdp_mmu=0 in_kernel 2 "$kind" "$out/$kind" shadow || status=1
-	return $status
-}
-
-# our_tests WHICH...: in the kernel of $kind; fails if it complained in any boot.
-our_tests() {
-	local status=0 kvm
-
-	kvm_tests >"$build/log/test-kvm.log" &
-	kvm=$!
-	in_kernel 2 "$kind" "$out/$kind" "$@" || status=1
-	wait "$kvm" || status=1
-	cat "$build/log/test-kvm.log"
 	return $status
 }
 
 # compare KIND: what the stock tests give in a release kernel.
 compare() {
 	in_kernel 2 "$1" "$out/$1" stock both && in_kernel 3 "$1" "$out/$1" three
+}
+
+# Everything that the stock kernel's results depend on.
+stock_id() {
+	{
+		cat "$list" "$lab/guest/run-tests" "$lab/vm.sh" "$lab/guest/init"
+		sha256sum <"$(image_of stock)"
+		qemu-system-x86_64 --version
+		awk '/^(stock|both|three) / { print $3 }' "$list" | sort -u |
+			(cd "$build/selftests" && xargs sha256sum)
+	} | sha256sum | cut -c 1-32
+}
+
+# compare_stock: the same for the stock kernel, which does not change: what it gave is
+# kept under the name of all that it depends on.
+compare_stock() {
+	local kept
+
+	kept=$cache/stock-results/$(stock_id)
+	if [ "${FRESH:-0}" = 0 ] && [ -d "$kept" ]; then
+		step "what the stock kernel gave in an earlier run is kept (FRESH=1 runs it again)"
+		cp -r "$kept" "$out/stock"
+		return
+	fi
+	compare stock || return
+	mkdir -p "$cache/stock-results"
+	rm -rf "$kept" "$kept.part"
+	cp -r "$out/stock" "$kept.part"
+	mv "$kept.part" "$kept"
+}
+
+# second_machine: what runs beside our tests of mm and what the patched kernel gives:
+# those of KVM, and the stock kernel, to compare with.
+second_machine() {
+	local status=0
+
+	tests_beside || status=1
+	# A complaint of the stock kernel is not ours; what it gave is compared.
+	[ "$comparing" = 0 ] || compare_stock || step "note: the stock kernel complained"
+	return $status
 }
 
 results() {
@@ -95,21 +126,20 @@ set_of_runs=(--stock "$out/stock" --patched "$out/patched")
 rm -rf "$out"
 mkdir -p "$out"
 echo "TAP version 13"
+second_machine >"$build/log/test-beside.log" &
+other=$!
 if [ "$comparing" = 1 ]; then
-	step "our tests and stock ones in the debug kernel"
-	our_tests ours both || splats=1
-	step "stock tests in the stock and in the patched kernel"
-	compare stock >"$build/log/test-stock.log" &
-	stock=$!
+	step "our tests in the debug kernel, stock ones in debug, stock and patched"
+	in_kernel 2 "$kind" "$out/$kind" ours both || splats=1
 	compare patched || splats=$((splats + 1))
-	# A complaint of the stock kernel is not ours; what it gave is compared.
-	wait "$stock" || step "note: the stock kernel complained"
-	again
 else
 	step "our tests in $kind"
-	our_tests ours || splats=1
+	in_kernel 2 "$kind" "$out/$kind" ours || splats=1
 	set_of_runs=()
 fi
+wait "$other" || splats=$((splats + 1))
+cat "$build/log/test-beside.log"
+[ "$comparing" = 0 ] || again
 status=0
 results --ours "$out/$kind" "${set_of_runs[@]}" >"$out/verdict" || status=1
 [ "$splats" = 0 ] || status=1
