@@ -25,7 +25,7 @@ fi
 "$lab/selftests.sh"
 lock test
 # Of each race of pt_reclaim_race, unless the environment says otherwise.
-export PT_RACE_SECONDS=${PT_RACE_SECONDS:-3}
+export PT_RACE_SECONDS=${PT_RACE_SECONDS:-2}
 
 # in_kernel CPUS KIND DIR WHICH...: its part of the list (run-tests says how WHICH
 # picks), results to DIR; fails if the kernel complained.
