@@ -1206,6 +1206,12 @@ static size_t far_page(struct actor *a)
 	return table * NR_ENTRIES + rnd(a, 4) * (NR_ENTRIES / 4);
 }
 
+/* All that the table of a page maps. */
+static bool discard_table(struct race *r, size_t page)
+{
+	return discard(r, page / NR_ENTRIES * NR_ENTRIES, NR_ENTRIES);
+}
+
 /* Writes it, finds what it wrote, and discards all of the table. */
 static bool own_far_page(struct actor *a)
 {
@@ -1222,7 +1228,7 @@ static bool own_far_page(struct actor *a)
 		return !fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 				  page / NR_ENTRIES * TABLE_SIZE, TABLE_SIZE) ||
 		       lost(r, "fallocate: %s", strerror(errno));
-	return discard(r, page / NR_ENTRIES * NR_ENTRIES, NR_ENTRIES);
+	return discard_table(r, page);
 }
 
 static bool trim_upper(struct actor *a)
@@ -1264,7 +1270,7 @@ static bool fork_far_page(struct actor *a)
 	}
 	if (waitpid(pid, &status, 0) != pid || status)
 		return lost(r, "page %zu: the child ended with status %x", page, status);
-	return discard(r, page / NR_ENTRIES * NR_ENTRIES, NR_ENTRIES);
+	return discard_table(r, page);
 }
 
 /* Walks, and the rmap's walks. */
@@ -1286,7 +1292,7 @@ static bool look_from_afar(struct actor *a)
 		madvise(word(r, page / NR_ENTRIES * NR_ENTRIES), TABLE_SIZE, MADV_COLLAPSE);
 	if (*word(r, page) != value)
 		return lost(r, "page %zu: %lx, and %lx was written", page, *word(r, page), value);
-	return discard(r, page / NR_ENTRIES * NR_ENTRIES, NR_ENTRIES);
+	return discard_table(r, page);
 }
 
 /*
@@ -1317,7 +1323,7 @@ static bool move_gib(struct actor *a)
 	if (*(unsigned long *)(home + a->nr * TABLE_SIZE) != a->seed)
 		return lost(r, "%x moved back, %lx came", a->seed,
 			    *(unsigned long *)(home + a->nr * TABLE_SIZE));
-	return discard(r, (home - r->mem) / PAGE + a->nr * NR_ENTRIES, NR_ENTRIES);
+	return discard_table(r, (home - r->mem) / PAGE + a->nr * NR_ENTRIES);
 }
 
 TEST_F_TIMEOUT(upper_race, refill, TIMEOUT)
@@ -1350,7 +1356,7 @@ static bool own_page_that_stays(struct actor *a)
 	*word(r, page) = value;
 	if (*word(r, page) != value)
 		return lost(r, "page %zu: wrote %lx, found %lx", page, value, *word(r, page));
-	return discard(r, page / NR_ENTRIES * NR_ENTRIES, NR_ENTRIES);
+	return discard_table(r, page);
 }
 
 static bool trim_what_is_there(struct actor *a)

@@ -28,6 +28,7 @@ libc.madvise.argtypes = libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size
 
 code = None             # of ptmaps
 
+
 class Skip(Exception):
     """This kernel cannot do what the test wants."""
 

@@ -7,8 +7,9 @@
 Prints two tables: page tables left after everything was unplugged and the cost of
 a block (plug_unplug), and what discards cost that free nothing (pt_reclaim_cost).
 Page tables are VmPTE over what it was before the first touch, in kB; "needed" is
-what plug_unplug computes for what is still plugged, at all levels.  Costs are guest instructions (QEMU -icount).  Writes the
-figures of both kernels to OUT.  Exit status 1 when contents were wrong.
+what plug_unplug computes for what is still plugged, at all levels.  Costs are guest
+instructions (QEMU -icount).  Writes the figures of both kernels to OUT.  Exit status 1
+when contents were wrong.
 """
 import argparse
 import json

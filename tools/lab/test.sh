@@ -5,7 +5,8 @@
 #
 # Our tests, and most of the stock ones, in the debug kernel; then all stock ones in the
 # stock and in the patched release kernel, to compare.  Two machines run side by side all
-# the time.  With KERNEL=stock or another: only ours, in that kernel.
+# the time.  With KERNEL=stock or another: only ours, in that kernel.  FRESH=1 runs the
+# stock kernel's part again, whose results are kept otherwise.
 . "$(dirname "$0")/lib.sh"
 
 kind=${KERNEL:-debug}
