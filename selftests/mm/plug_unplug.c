@@ -773,10 +773,10 @@ static int selftest(void)
 	ksft_print_header();
 	if (PT_PAGE_SIZE != 4096)
 		ksft_exit_skip("the geometry is that of 4K pages\n");
+	use_short_period();
 	if (!kernel_reclaims())
 		ksft_exit_skip("MADV_DONTNEED frees no page tables (CONFIG_PT_RECLAIM)\n");
 	ksft_set_plan(17);
-	use_short_period();
 
 	c = variant("anon, whole blocks");
 	ok &= test_one(c);

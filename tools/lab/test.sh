@@ -45,25 +45,12 @@ in_kernel() {
 	return 1
 }
 
-# tests_beside: ours of the second machine, with and without a TDP MMU; fails if the
-# kernel complained in either.
-tests_beside() {
-	local status=0
-
-	in_kernel 2 "$kind" "$out/$kind" beside || status=1
-	APPEND=kvm.tdp_mmu=0 in_kernel 2 "$kind" "$out/$kind" shadow || status=1
-	return $status
-}
-
-# compare KIND: what the stock tests give in a release kernel.
-compare() {
-	in_kernel 2 "$1" "$out/$1" stock both && in_kernel 3 "$1" "$out/$1" three
-}
-
 # Everything that the stock kernel's results depend on.
 stock_id() {
 	{
-		cat "$list" "$lab/guest/run-tests" "$lab/vm.sh" "$lab/guest/init"
+		cat "$lab/guest/run-tests" "$lab/vm.sh" "$lab/guest/init"
+		# Results have the number of their line; ours are behind those of stock.
+		awk '!/^#/ && NF && ++n && /^(stock|both|three) / { print n, $0 }' "$list"
 		sha256sum <"$(image_of stock)"
 		qemu-system-x86_64 --version
 		awk '/^(stock|both|three) / { print $3 }' "$list" | sort -u |
@@ -71,33 +58,65 @@ stock_id() {
 	} | sha256sum | cut -c 1-32
 }
 
-# compare_stock: the same for the stock kernel, which does not change: what it gave is
-# kept under the name of all that it depends on.
-compare_stock() {
-	local kept
-
-	kept=$cache/stock-results/$(stock_id)
-	if [ "${FRESH:-0}" = 0 ] && [ -d "$kept" ]; then
-		step "what the stock kernel gave in an earlier run is kept (FRESH=1 runs it again)"
-		cp -r "$kept" "$out/stock"
-		return
-	fi
-	compare stock || return
-	mkdir -p "$cache/stock-results"
-	rm -rf "$kept" "$kept.part"
-	cp -r "$out/stock" "$kept.part"
-	mv "$kept.part" "$kept"
+# run_part PART: what one machine does; fails if its kernel complained, but for the stock
+# kernel, whose complaints are not ours.
+run_part() {
+	case $1 in
+	ours | beside) in_kernel 2 "$kind" "$out/$kind" "$1" ;;
+	ours_both) in_kernel 2 "$kind" "$out/$kind" ours both ;;
+	shadow) APPEND=kvm.tdp_mmu=0 in_kernel 2 "$kind" "$out/$kind" shadow ;;
+	patched) in_kernel 2 patched "$out/patched" stock both ;;
+	patched_three) in_kernel 3 patched "$out/patched" three ;;
+	stock) in_kernel 2 stock "$out/stock" stock both || : >"$out/stock.complained" ;;
+	stock_three) in_kernel 3 stock "$out/stock" three || : >"$out/stock.complained" ;;
+	esac
 }
 
-# second_machine: what runs beside our tests of mm and what the patched kernel gives:
-# those of KVM, and the stock kernel, to compare with.
-second_machine() {
-	local status=0
+# kept_stock: use what the stock kernel gave in an earlier run, if there is that: it does
+# not change, and it is kept under the name of all that it depends on.
+kept_stock() {
+	stock_kept=$cache/stock-results/$(stock_id)
+	[ "${FRESH:-0}" = 0 ] && [ -d "$stock_kept" ] || return
+	step "what the stock kernel gave in an earlier run is kept (FRESH=1 runs it again)"
+	cp -r "$stock_kept" "$out/stock"
+}
 
-	tests_beside || status=1
-	# A complaint of the stock kernel is not ours; what it gave is compared.
-	[ "$comparing" = 0 ] || compare_stock || step "note: the stock kernel complained"
-	return $status
+keep_stock() {
+	if [ -e "$out/stock.complained" ]; then
+		step "note: the stock kernel complained; what it gave is not kept"
+		return
+	fi
+	mkdir -p "$cache/stock-results"
+	rm -rf "$stock_kept" "$stock_kept.part"
+	cp -r "$out/stock" "$stock_kept.part"
+	mv "$stock_kept.part" "$stock_kept"
+}
+
+# machine: one part after the other, until none waits.
+machine() {
+	local part
+
+	while part=$(next_part) && [ -n "$part" ]; do
+		step "next: $part"
+		run_part "$part" || : >"$out/splat.$part"
+	done
+}
+
+# run_parts PART...: on two machines at a time.  Prints what the first gives at once, what
+# the other gave at the end.  Counts in $splats the parts whose kernel complained.
+run_parts() {
+	rm -f "$out"/splat.*
+	printf '%s\n' "$@" >"$out/parts"
+	machine &
+	machine >"$build/log/test-beside.log" &
+	wait
+	cat "$build/log/test-beside.log"
+	splats=$(find "$out" -maxdepth 1 -name 'splat.*' | wc -l)
+}
+
+# next_part: takes the first line of the list of parts that wait.
+next_part() {
+	flock "$out/parts.lock" sed -i -e '1{w /dev/stdout' -e 'd}' "$out/parts"
 }
 
 results() {
@@ -122,24 +141,24 @@ again() {
 	set_of_runs=(--stock "$out"/stock{,.2,.3} --patched "$out"/patched{,.2,.3})
 }
 
-splats=0
 set_of_runs=(--stock "$out/stock" --patched "$out/patched")
+# The longest first.
+parts=(ours beside shadow)
 rm -rf "$out"
 mkdir -p "$out"
 echo "TAP version 13"
-second_machine >"$build/log/test-beside.log" &
-other=$!
 if [ "$comparing" = 1 ]; then
+	parts=(ours_both beside patched shadow patched_three)
+	kept_stock || parts=(ours_both beside patched stock shadow patched_three stock_three)
 	step "our tests in the debug kernel, stock ones in debug, stock and patched"
-	in_kernel 2 "$kind" "$out/$kind" ours both || splats=1
-	compare patched || splats=$((splats + 1))
 else
 	step "our tests in $kind"
-	in_kernel 2 "$kind" "$out/$kind" ours || splats=1
 	set_of_runs=()
 fi
-wait "$other" || splats=$((splats + 1))
-cat "$build/log/test-beside.log"
+run_parts "${parts[@]}"
+case " ${parts[*]} " in
+*" stock_three "*) keep_stock ;;
+esac
 [ "$comparing" = 0 ] || again
 status=0
 results --ours "$out/$kind" "${set_of_runs[@]}" >"$out/verdict" || status=1
