@@ -125,9 +125,9 @@ check_selftest() {
 	local file=${1#selftests/} system=("$patched/tools/include/uapi")
 
 	case $file in
-	kvm/*) system=(kvm/include kvm/include/x86 cgroup/lib/include \
-		"$patched"/tools/{include,arch/x86/include} \
-		"$patched"/tools/{include/uapi,arch/x86/include/uapi}) ;;
+	kvm/*) system=("$patched"/tools/{include,arch/x86/include} \
+		"$work/patched/usr/include" kvm/include kvm/include/x86 \
+		cgroup/lib/include) ;;
 	esac
 	cd "$patched/tools/testing/selftests"
 	gcc -std=gnu11 -O2 -Wall -Wextra -D_GNU_SOURCE= -DCONFIG_64BIT -I "$patched" -I . \
@@ -210,6 +210,7 @@ for patch in "$build"/series/0[0-9][0-9][0-9]-*.patch; do
 		run "checkpatch --strict: ${patch##*/}" check_patch "$patch"
 done
 run "no new warnings: W=1, sparse" check_warnings
+run "headers for userspace" kmake patched headers
 while IFS= read -r file; do
 	run "compiles with -Wall -Wextra: $file" check_selftest "$file"
 done < <(files 'selftests/*.c')

@@ -53,6 +53,8 @@ SUMMARY = (
     ("memslot 64G, nested guest", "nested_entry_cost", "first entry of a nested guest"),
     ("memslot 64G, no TDP", "create_cost", "creating a 64 GiB slot, no TDP"),
     ("memslot 64G, no TDP", "create_kb", "metadata of that"),
+    ("plug blocks, 64G", "plug_cost", "plugging a block (stock: a memslot)"),
+    ("plug blocks, 64G", "unplug_cost", "unplugging it, a page touched"),
 )
 
 

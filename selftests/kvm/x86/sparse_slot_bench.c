@@ -9,6 +9,10 @@
  * dirty logging on and off over what was unplugged, delete.  All of it several times;
  * what is reported is the median of each step.
  *
+ * With --plug, what it costs to plug and to unplug blocks of 2 MiB is measured instead:
+ * in a slot with KVM_MEM_SPARSE, or, where the kernel has none, by a memslot for each
+ * block, which is what a VMM has to do there to keep the guest out of the rest.
+ *
  * Costs are guest instructions under QEMU's -icount (see pt_icount_shift()), ns
  * elsewhere, for the ioctl or madvise() that the step consists of.  Metadata is
  * the growth of VmallocUsed and Slab of /proc/meminfo and of the VM's statistic
@@ -30,7 +34,7 @@ struct config {
 	const char *name;
 	size_t size, populated;		/* bytes */
 	int lives;
-	bool nested, json;
+	bool nested, plug, json;
 };
 
 /* One device under test. */
@@ -238,12 +242,71 @@ static void live(const struct config *c)
 	kvm_vm_free(s.vm);
 }
 
+/* Blocks of the slot, in one call if there is one for that. */
+static void change_blocks(struct slot *s, bool plug, u64 at, u64 size)
+{
+	struct kvm_sparse_memory args = {
+		.gpa = SLOT_GPA + at,
+		.size = size,
+		.op = plug ? KVM_SPARSE_MEMORY_PLUG : KVM_SPARSE_MEMORY_UNPLUG,
+	};
+
+	if (kvm_has_cap(KVM_CAP_SPARSE_MEMSLOTS)) {
+		vm_ioctl(s->vm, KVM_SPARSE_MEMORY, &args);
+		return;
+	}
+	for (u64 end = at + size; at < end; at += BLOCK)
+		vm_set_user_memory_region(s->vm, SLOT + at / BLOCK, 0, SLOT_GPA + at,
+					  plug ? BLOCK : 0, s->mem + at);
+}
+
+/* For one block each, one after the other. */
+static void measure_blocks(struct slot *s, const char *name, bool plug, u64 at, u64 size)
+{
+	unsigned long long start = pt_ticks();
+	u64 end = at + size;
+
+	for (; at < end; at += BLOCK)
+		change_blocks(s, plug, at, BLOCK);
+	record(name, (double)(pt_ticks() - start) / (size / BLOCK));
+}
+
+static void live_plugging(const struct config *c)
+{
+	bool sparse = kvm_has_cap(KVM_CAP_SPARSE_MEMSLOTS);
+	u64 half = c->populated / BLOCK / 2 * BLOCK;
+	unsigned long long start;
+	struct slot s = { };
+
+	open_slot(&s, c);
+	if (sparse)
+		vm_set_user_memory_region2(s.vm, SLOT, KVM_MEM_SPARSE, SLOT_GPA, c->size, s.mem,
+					   0, 0);
+	measure_blocks(&s, "plug_cost", true, 0, c->populated);
+	measure_blocks(&s, "unplug_empty_cost", false, 0, c->populated);
+	change_blocks(&s, true, 0, c->populated);
+	start = pt_ticks();
+	run_vcpu(s.vcpu);
+	record("populate_cost", (double)(pt_ticks() - start) / (c->populated / BLOCK));
+	measure_blocks(&s, "unplug_cost", false, 0, half);
+	start = pt_ticks();
+	change_blocks(&s, false, half, c->populated - half);
+	record("unplug_at_once_cost",
+	       (double)(pt_ticks() - start) / ((c->populated - half) / BLOCK));
+	if (sparse)
+		set_region(&s, 0, 0);
+	munmap(s.mem, c->size);
+	munmap(s.bitmap, s.bitmap_size);
+	kvm_vm_free(s.vm);
+}
+
 static void report(const struct config *c)
 {
 	if (c->json) {
 		printf("{\"name\":\"%s\",\"cost_unit\":\"%s\",", c->name, pt_cost_unit());
-		printf("\"config\":{\"size\":%zu,\"populated\":%zu,\"nested\":%s},\"figures\":{",
-		       c->size, c->populated, c->nested ? "true" : "false");
+		printf("\"config\":{\"size\":%zu,\"populated\":%zu,", c->size, c->populated);
+		printf("\"nested\":%s,\"plug\":%s},\"figures\":{", c->nested ? "true" : "false",
+		       c->plug ? "true" : "false");
 	} else {
 		printf("%s (costs in %s):\n", c->name, pt_cost_unit());
 	}
@@ -262,10 +325,13 @@ static void print_help(FILE *to)
 	      "                    of 2M, at most the size (default 1G)\n"
 	      "  --lives N         median of so many, odd, at most 9 (default 3)\n"
 	      "  --nested          measure a nested guest's first entry, too\n"
+	      "  --plug            plug and unplug blocks instead: of a memslot with KVM_MEM_SPARSE,\n"
+	      "                    or, where there is no such thing, by memslots\n"
 	      "  --name LABEL      of this run in the output\n"
 	      "  --json            one JSON object on a line\n"
 	      "*_cost: ns, or guest instructions with PT_ICOUNT_SHIFT=N in the environment, on a\n"
-	      "machine under QEMU's -icount shift=N; discard and populate for a block of 2 MiB.\n"
+	      "machine under QEMU's -icount shift=N; discard, populate, plug and unplug for a block\n"
+	      "of 2 MiB.\n"
 	      "*_kb: kB of metadata (VmallocUsed, Slab and mmu_slot_pages), of memory that dirty\n"
 	      "logging took (MemFree), or of KVM's page tables.\n"
 	      "Exit status: 0 done, 2 usage, 4 skipped (no KVM, too few address bits), else failed.\n",
@@ -284,7 +350,7 @@ static struct config parse(int argc, char **argv)
 	static const struct option options[] = {
 		{ "size", 1, NULL, 's' }, { "populated", 1, NULL, 'p' }, { "nested", 0, NULL, 'N' },
 		{ "lives", 1, NULL, 'l' }, { "name", 1, NULL, 'n' }, { "json", 0, NULL, 'j' },
-		{ "help", 0, NULL, 'h' }, { }
+		{ "plug", 0, NULL, 'P' }, { "help", 0, NULL, 'h' }, { }
 	};
 	struct config c = { .name = "sparse_slot_bench", .size = 64 * GIB, .populated = GIB,
 			    .lives = LIVES };
@@ -305,6 +371,9 @@ static struct config parse(int argc, char **argv)
 			break;
 		case 'N':
 			c.nested = true;
+			break;
+		case 'P':
+			c.plug = true;
 			break;
 		case 'n':
 			if (!pt_plain_label(optarg))
@@ -328,6 +397,8 @@ static struct config parse(int argc, char **argv)
 		bad("--size", "a multiple of 1G, at most 64 TiB");
 	if (!c.populated || c.populated % BLOCK || c.populated > c.size)
 		bad("--populated", "a multiple of 2M, at most the size");
+	if (c.plug && c.populated < 2 * BLOCK)
+		bad("--populated", "at least 4M with --plug");
 	return c;
 }
 
@@ -337,7 +408,7 @@ int main(int argc, char **argv)
 
 	TEST_REQUIRE(open("/dev/kvm", O_RDWR) >= 0);
 	for (int i = 0; i < c.lives; i++)
-		live(&c);
+		c.plug ? live_plugging(&c) : live(&c);
 	report(&c);
 	return 0;
 }

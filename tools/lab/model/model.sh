@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# model.sh: check tdp_free.pml, how shadow pages are freed, with spin.
+# model.sh: check tdp_free.pml, how shadow pages are freed, and unplug.pml, how blocks
+# of sparse memslots are unplugged, with spin.
 #
 # One line for each search: the model as it is must have no error, get to all that it
 # is to get to, and be searched as a whole; each broken variant must have the error
@@ -10,7 +11,6 @@
 # shellcheck source=lib.sh
 . "$(dirname "$0")/../lib.sh"
 
-model=$lab/model/tdp_free.pml
 work=$build/model
 failed=0
 
@@ -88,6 +88,19 @@ broken() {
 	echo "ok - $name: error found, as it must be: !($assertion)"
 }
 
+model=$lab/model/unplug.pml
+search unplug '-O0 -DPRINTF' -DPROBE
+free unplug FAULT_EXITS MAPS_BOTH ZAPS_BOTH WAITS IS_CACHED CACHE_GOES ACCESS_FAILS
+broken NO_GRACE_PERIOD kvm_reached
+broken ZAP_FIRST hw_reached
+broken CACHE_FIRST kvm_reached
+broken NO_ZAP_FLUSH hw_reached
+broken LOOK_OUTSIDE hw_reached
+broken LOOK_TWICE is_mmio
+broken NO_LEVEL_CLAMP hw_reached
+broken NO_CACHE_LOOK kvm_reached
+
+model=$lab/model/tdp_free.pml
 # The hardware and lockless walks have no effect on each other, hence are searched
 # one without the other.  The long search goes on beside the others.
 hardware=(-DNO_LOCKLESS)
