@@ -9,6 +9,8 @@
 #include <linux/mm.h>
 #include <linux/uaccess.h>
 
+#include <trace/events/kvm.h>
+
 #include "kvm_mm.h"
 
 /* Pages that a word of the bitmap that userspace gets is about. */
@@ -274,11 +276,13 @@ int kvm_vm_ioctl_sparse_memory(struct kvm *kvm, const struct kvm_sparse_memory *
 	switch (args->op) {
 	case KVM_SPARSE_MEMORY_PLUG:
 		do_slot_ranges(kvm, start, end, plug_range);
-		return 0;
+		break;
 	case KVM_SPARSE_MEMORY_UNPLUG:
 		unplug_memory(kvm, start, end);
-		return 0;
+		break;
 	default:
 		return query_memory(kvm, start, end, u64_to_user_ptr(args->bitmap));
 	}
+	trace_kvm_sparse_memory(args->op, start, end);
+	return 0;
 }
