@@ -46,20 +46,6 @@ kvm_sparse_array_chunk_len(const struct kvm_sparse_array *array)
 	return 1ul << array->chunk_shift;
 }
 
-/**
- * kvm_sparse_array_dir_len - how many elements a directory is for
- * @array: the array
- *
- * Walks that yield do so at least that often.
- *
- * Return: elements; a power of two.
- */
-static inline unsigned long
-kvm_sparse_array_dir_len(const struct kvm_sparse_array *array)
-{
-	return kvm_sparse_array_chunk_len(array) * KVM_SPARSE_DIR_CHUNKS;
-}
-
 int kvm_sparse_array_init(struct kvm_sparse_array *array, unsigned long len,
 			  size_t elem_size);
 unsigned long kvm_sparse_array_destroy(struct kvm_sparse_array *array);

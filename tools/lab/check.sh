@@ -218,7 +218,7 @@ mapfile -t documented < <(files 'mm/*.[ch]' 'include/*.h' 'virt/*.[ch]' 'arch/*.
 run "kernel-doc" check_kernel_doc "${documented[@]}"
 while IFS= read -r line; do
 	searched=${line#* - }
-	run "model of freed shadow pages: ${searched%%:*}" check_model "$line"
+	run "model: ${searched%%:*}" check_model "$line"
 done < <(model)
 run "SPDX lines" check_spdx
 run "shellcheck" check_shell

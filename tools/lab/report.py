@@ -38,7 +38,7 @@ SUMMARY = (
     ("memfd 4G, punch hole", "left_kb", "page tables left, holes punched"),
     ("memfd 4G, the same, a second process", "second_left_kb", "the same, second process"),
     ("dense", "op_cost", "discard of a page, table stays in use"),
-    ("batch", "op_cost", "the same, worst pattern"),
+    ("hole", "op_cost", "the same, worst pattern"),
     ("fault-write", "op_cost", "page fault, write"),
     ("faults, 4 threads", "fault_cost", "page fault, 4 threads"),
     ("latency, 2 MiB", "median_cost", "discard of 2 MiB, full, median"),

@@ -49,7 +49,7 @@ in_kernel() {
 stock_id() {
 	{
 		cat "$lab/guest/run-tests" "$lab/vm.sh" "$lab/guest/init"
-		# Results have the number of their line; ours are behind those of stock.
+		# Results have the number of their line: new ones of ours go to the end.
 		awk '!/^#/ && NF && ++n && /^(stock|both|three) / { print n, $0 }' "$list"
 		sha256sum <"$(image_of stock)"
 		qemu-system-x86_64 --version

@@ -28,6 +28,12 @@ static_assert(sizeof(struct kvm_sparse_dir) == PAGE_SIZE);
  */
 #define sparse_dereference(pointer)	rcu_dereference_check(pointer, 1)
 
+/* The elements that a directory is for. */
+static unsigned long dir_len(const struct kvm_sparse_array *array)
+{
+	return kvm_sparse_array_chunk_len(array) * KVM_SPARSE_DIR_CHUNKS;
+}
+
 static unsigned long dir_of(const struct kvm_sparse_array *array, unsigned long index)
 {
 	return index >> array->chunk_shift >> DIR_SHIFT;
@@ -224,14 +230,14 @@ void *kvm_sparse_array_add(const struct kvm_sparse_array *array, unsigned long i
 unsigned long kvm_sparse_array_next(const struct kvm_sparse_array *array,
 				    unsigned long index, unsigned long end)
 {
-	unsigned long last = min(end, array->nr_dirs * kvm_sparse_array_dir_len(array));
+	unsigned long last = min(end, array->nr_dirs * dir_len(array));
 
 	while (index < last) {
 		struct kvm_sparse_dir *dir = sparse_dereference(array->dirs[dir_of(array, index)]);
 		unsigned long step;
 
 		if (!dir)
-			step = kvm_sparse_array_dir_len(array);
+			step = dir_len(array);
 		else if (!rcu_access_pointer(dir->chunks[chunk_of(array, index)]))
 			step = kvm_sparse_array_chunk_len(array);
 		else
@@ -268,7 +274,7 @@ static unsigned long trim_dir(struct kvm_sparse_dir *dir, unsigned long from,
  *
  * Chunks that the range covers in part go as well, if all of them is zero, and so do
  * directories.  Takes the time to look at all that is present in the range; callers
- * that must yield trim kvm_sparse_array_dir_len() elements at a time.
+ * that must yield trim a few chunks at a time.
  *
  * Context: under the lock of writers.
  *
@@ -279,12 +285,12 @@ unsigned long kvm_sparse_array_trim(const struct kvm_sparse_array *array,
 {
 	unsigned long freed = 0, next;
 
-	end = min(end, array->nr_dirs * kvm_sparse_array_dir_len(array));
+	end = min(end, array->nr_dirs * dir_len(array));
 	for (; index < end; index = next) {
 		unsigned long i = dir_of(array, index);
 		struct kvm_sparse_dir *dir = sparse_dereference(array->dirs[i]);
 
-		next = min(end, (i + 1) * kvm_sparse_array_dir_len(array));
+		next = min(end, (i + 1) * dir_len(array));
 		if (!dir)
 			continue;
 		freed += trim_dir(dir, chunk_of(array, index), chunk_of(array, next - 1) + 1);

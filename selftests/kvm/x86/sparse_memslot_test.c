@@ -70,8 +70,9 @@ static void guest_movs(u64 to, u64 from, u64 words)
 	asm volatile(KVM_FEP "rep movsq" : "+D"(to), "+S"(from), "+c"(words) : : "memory");
 }
 
-static void guest_op(struct shared *s)
+static void guest_op(void *arg)
 {
+	struct shared *s = arg;
 	u64 *p = (u64 *)(SLOT_GVA + READ_ONCE(s->at));
 
 	switch (READ_ONCE(s->op)) {
@@ -119,16 +120,7 @@ static void l2_code(void)
 
 static void guest_code(void *nested, struct shared *s)
 {
-	GUEST_SYNC(0);
-	if (nested)
-		enter_l2(nested, l2_code);
-	for (;;) {
-		GUEST_SYNC(1);
-		if (nested)
-			resume_l2(nested);
-		else
-			guest_op(s);
-	}
+	guest_loop(nested, l2_code, guest_op, s);
 }
 
 static void guest_code_race(void *nested, struct shared *s)
@@ -991,18 +983,18 @@ static void parse(int argc, char **argv)
 {
 	int o;
 
-	while ((o = getopt(argc, argv, "s:S:h")) != -1) {
+	while ((o = getopt(argc, argv, "s:r:h")) != -1) {
 		switch (o) {
 		case 's':
 			run_seconds = atoi_positive("seconds", optarg);
 			break;
-		case 'S':
+		case 'r':
 			seed = atoi_positive("seed", optarg);
 			break;
 		default:
-			printf("usage: %s [-s SECONDS] [-S SEED]\n"
+			printf("usage: %s [-s SECONDS] [-r SEED]\n"
 			       "  -s  how long the race takes (default 3)\n"
-			       "  -S  of everything random (default 1)\n", argv[0]);
+			       "  -r  seed of everything random (default 1)\n", argv[0]);
 			exit(o == 'h' ? 0 : 2);
 		}
 	}

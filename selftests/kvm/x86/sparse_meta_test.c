@@ -53,8 +53,10 @@ struct device {
 /* For the guest's guest, which gets no arguments. */
 static struct shared *shared;
 
-static void write_pages(struct shared *s)
+static void write_pages(void *arg)
 {
+	struct shared *s = arg;
+
 	for (u64 i = 0; i < READ_ONCE(s->nr); i++)
 		WRITE_ONCE(*(u64 *)(SLOT_GVA + s->at[i]), s->round);
 }
@@ -62,23 +64,14 @@ static void write_pages(struct shared *s)
 static void l2_code(void)
 {
 	for (;;) {
-		write_pages(shared);
 		vmcall();
+		write_pages(shared);
 	}
 }
 
 static void guest_code(void *nested, struct shared *s)
 {
-	GUEST_SYNC(0);
-	if (nested)
-		enter_l2(nested, l2_code);
-	for (;;) {
-		GUEST_SYNC(1);
-		if (nested)
-			resume_l2(nested);
-		else
-			write_pages(s);
-	}
+	guest_loop(nested, l2_code, write_pages, s);
 }
 
 /* Returns 0, or an errno, and the guest is where it was. */

@@ -191,4 +191,23 @@ static inline void resume_l2(void *nested)
 	GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON), EXIT_REASON_VMCALL);
 }
 
+/*
+ * In the guest: GUEST_SYNC(0) at first, then GUEST_SYNC(1) and @work in turn, the work done
+ * by a guest of its own if there is to be one.  @l2_code, which gets no arguments, begins
+ * with vmcall(), and goes on with the work and vmcall() in turn.
+ */
+static inline void guest_loop(void *nested, void *l2_code, void (*work)(void *), void *arg)
+{
+	GUEST_SYNC(0);
+	if (nested)
+		enter_l2(nested, l2_code);
+	for (;;) {
+		GUEST_SYNC(1);
+		if (nested)
+			resume_l2(nested);
+		else
+			work(arg);
+	}
+}
+
 #endif

@@ -130,18 +130,6 @@ static void guest_code_churn(struct shared *s, u64 vcpu)
 		WRITE_ONCE(*(u64 *)(SLOT_GVA + i % NR_BLOCKS * BLOCK), i);
 }
 
-/* Per-CPU counters feed SecPageTables with a delay unless told to at once. */
-static long tables_kb(void)
-{
-	FILE *file = fopen("/proc/sys/vm/stat_refresh", "w");
-
-	if (file) {
-		fputs("1\n", file);
-		fclose(file);
-	}
-	return meminfo_kb("SecPageTables");
-}
-
 struct reading {
 	long want_kb, got_kb;
 };
@@ -150,7 +138,7 @@ static bool tables_are(void *arg)
 {
 	struct reading *r = arg;
 
-	r->got_kb = tables_kb();
+	r->got_kb = meminfo_kb("SecPageTables");
 	return labs(r->got_kb - r->want_kb) <= TABLES_SLACK_KB;
 }
 
@@ -247,7 +235,7 @@ static bool open_device(struct device *d, const struct config *c, void *code)
 		run_vcpu(d->vcpus[i]);
 	}
 	map_slot(d);
-	d->base_kb = tables_kb();
+	d->base_kb = meminfo_kb("SecPageTables");
 	set_slot(d, slot_flags(d), SLOT_SIZE);
 	return true;
 }
@@ -564,7 +552,7 @@ static void __noreturn churn(const struct config *c)
  */
 static bool churn_leaks_nothing(const struct config *c)
 {
-	struct device d = { .c = c, .base_kb = tables_kb() };
+	struct device d = { .c = c, .base_kb = meminfo_kb("SecPageTables") };
 
 	for (int i = 0; i < 4; i++, seed++) {
 		pid_t pid = fork();
