@@ -45,6 +45,7 @@ struct slot {
 	char *mem;
 	void *bitmap;
 	size_t bitmap_size;
+	bool sparse;		/* one slot with KVM_MEM_SPARSE, for plugging */
 };
 
 static struct figure {
@@ -251,7 +252,7 @@ static void change_blocks(struct slot *s, bool plug, u64 at, u64 size)
 		.op = plug ? KVM_SPARSE_MEMORY_PLUG : KVM_SPARSE_MEMORY_UNPLUG,
 	};
 
-	if (kvm_has_cap(KVM_CAP_SPARSE_MEMSLOTS)) {
+	if (s->sparse) {
 		vm_ioctl(s->vm, KVM_SPARSE_MEMORY, &args);
 		return;
 	}
@@ -273,13 +274,12 @@ static void measure_blocks(struct slot *s, const char *name, bool plug, u64 at, 
 
 static void live_plugging(const struct config *c)
 {
-	bool sparse = kvm_has_cap(KVM_CAP_SPARSE_MEMSLOTS);
 	u64 half = c->populated / BLOCK / 2 * BLOCK;
 	unsigned long long start;
-	struct slot s = { };
+	struct slot s = { .sparse = kvm_has_cap(KVM_CAP_SPARSE_MEMSLOTS) };
 
 	open_slot(&s, c);
-	if (sparse)
+	if (s.sparse)
 		vm_set_user_memory_region2(s.vm, SLOT, KVM_MEM_SPARSE, SLOT_GPA, c->size, s.mem,
 					   0, 0);
 	measure_blocks(&s, "plug_cost", true, 0, c->populated);
@@ -293,7 +293,7 @@ static void live_plugging(const struct config *c)
 	change_blocks(&s, false, half, c->populated - half);
 	record("unplug_at_once_cost",
 	       (double)(pt_ticks() - start) / ((c->populated - half) / BLOCK));
-	if (sparse)
+	if (s.sparse)
 		set_region(&s, 0, 0);
 	munmap(s.mem, c->size);
 	munmap(s.bitmap, s.bitmap_size);
