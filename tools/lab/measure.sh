@@ -4,9 +4,10 @@
 # measure.sh WHEN RUNS LIST: measure the scenarios of tools/lab/scenarios in the
 # stock and in the patched release kernel; write what came of it to LIST.
 #
-# WHEN is run, quick or full; each scenario is measured RUNS times.  Under QEMU's
-# -icount both kernels run side by side, for what is counted are instructions; on
-# a host with KVM (ICOUNT=0) one after the other.  A result is kept in
+# WHEN is run, quick or full; each scenario is measured RUNS times.  On an emulated
+# machine both kernels run side by side: under -icount what is counted are instructions,
+# and without it (ICOUNT=0) time says nothing in any case.  On a host with KVM they run
+# one after the other.  A result is kept in
 # build/results under a name that is made of everything it depends on, so what was
 # interrupted goes on where it stopped; FRESH=1 measures again.  PERF=1 adds
 # a run of each scenario under perf stat.
@@ -91,7 +92,7 @@ kept=$(plan stock | while IFS='|' read -r _ file _; do [ ! -s "$file" ] || echo;
 [ "$kept" = 0 ] || [ "${FRESH:-0}" != 0 ] ||
 	step "$kept results of an earlier run are kept (FRESH=1 measures again)"
 step "measuring $total scenarios in stock and patched, $runs times"
-if [ "$icount" = 0 ]; then
+if can_use_kvm; then
 	drive stock || die "measuring the stock kernel failed"
 	drive patched || die "measuring the patched kernel failed"
 else

@@ -55,6 +55,7 @@ SUMMARY = (
     ("memslot 64G, no TDP", "create_kb", "metadata of that"),
     ("plug blocks, 64G", "plug_cost", "plugging a block (stock: a memslot)"),
     ("plug blocks, 64G", "unplug_cost", "unplugging it, a page touched"),
+    ("plug blocks, 64G", "unplug_at_once_cost", "the same, in a call for 256"),
 )
 
 

@@ -31,17 +31,21 @@ static inline long meminfo_kb(const char *name)
 /* kB of memory that are free, on the lists of CPUs as well, once what is on its way is. */
 static inline long free_kb(void)
 {
-	static char zones[1 << 20];
-	const char *count = zones;
+	size_t size = 1 << 20;
+	const char *count;
+	char *zones;
 	long kb;
 
 	pt_grace_period();
 	kb = meminfo_kb("MemFree");
-	TEST_ASSERT(pt_read_file("/proc/zoneinfo", zones, sizeof(zones)) > 0, "/proc/zoneinfo");
+	zones = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	TEST_ASSERT(pt_read_file("/proc/zoneinfo", zones, size) > 0, "/proc/zoneinfo");
+	count = zones;
 	while ((count = strstr(count, "count:"))) {
 		count += strlen("count:");
 		kb += strtol(count, NULL, 10) * (long)(PAGE_SIZE / 1024);
 	}
+	kvm_munmap(zones, size);
 	return kb;
 }
 

@@ -11,7 +11,8 @@
  *
  * With --plug, what it costs to plug and to unplug blocks of 2 MiB is measured instead:
  * in a slot with KVM_MEM_SPARSE, or, where the kernel has none, by a memslot for each
- * block, which is what a VMM has to do there to keep the guest out of the rest.
+ * block, which is what a VMM has to do there to keep the guest out of the rest.  --slots
+ * has the VM have so many memslots besides.
  *
  * Costs are guest instructions under QEMU's -icount (see pt_icount_shift()), ns
  * elsewhere, for the ioctl or madvise() that the step consists of.  Metadata is
@@ -29,11 +30,14 @@
 #define MAX_LIVES	9
 /* A machine's caches have settled in the second; odd, for the median. */
 #define LIVES		3
+/* Memslots that are there besides: how many at most, and their numbers. */
+#define MAX_OTHERS	16000
+#define FIRST_OTHER	16384
 
 struct config {
 	const char *name;
 	size_t size, populated;		/* bytes */
-	int lives;
+	int lives, others;
 	bool nested, plug, json;
 };
 
@@ -129,7 +133,7 @@ static void open_slot(struct slot *s, const struct config *c)
 
 	s->c = c;
 	s->vm = __vm_create_with_one_vcpu(&s->vcpu, mapped / PAGE_SIZE / 256, guest_code);
-	TEST_REQUIRE(slot_fits(s->vm, c->size));
+	TEST_REQUIRE(slot_fits(s->vm, c->size + c->others * BLOCK));
 	TEST_REQUIRE(!c->nested || can_nest());
 	if (c->nested)
 		nested = prepare_nested(s->vm, 0);
@@ -261,20 +265,27 @@ static void change_blocks(struct slot *s, bool plug, u64 at, u64 size)
 					  plug ? BLOCK : 0, s->mem + at);
 }
 
-/* For one block each, one after the other. */
-static void measure_blocks(struct slot *s, const char *name, bool plug, u64 at, u64 size)
+/* For one block of a range, when each call is for @step bytes. */
+static void measure_blocks(struct slot *s, const char *name, bool plug, u64 at, u64 size, u64 step)
 {
 	unsigned long long start = pt_ticks();
-	u64 end = at + size;
 
-	for (; at < end; at += BLOCK)
-		change_blocks(s, plug, at, BLOCK);
+	for (u64 end = at + size; at < end; at += step)
+		change_blocks(s, plug, at, step);
 	record(name, (double)(pt_ticks() - start) / (size / BLOCK));
+}
+
+/* A page each, above the slot; what is in them is of no interest. */
+static void add_other_slots(struct slot *s)
+{
+	for (int i = 0; i < s->c->others; i++)
+		vm_set_user_memory_region(s->vm, FIRST_OTHER + i, 0,
+					  SLOT_GPA + s->c->size + i * BLOCK, PAGE_SIZE, s->mem);
 }
 
 static void live_plugging(const struct config *c)
 {
-	u64 half = c->populated / BLOCK / 2 * BLOCK;
+	u64 half = c->populated / BLOCK / 2 * BLOCK, rest = c->populated - half;
 	unsigned long long start;
 	struct slot s = { .sparse = kvm_has_cap(KVM_CAP_SPARSE_MEMSLOTS) };
 
@@ -282,17 +293,16 @@ static void live_plugging(const struct config *c)
 	if (s.sparse)
 		vm_set_user_memory_region2(s.vm, SLOT, KVM_MEM_SPARSE, SLOT_GPA, c->size, s.mem,
 					   0, 0);
-	measure_blocks(&s, "plug_cost", true, 0, c->populated);
-	measure_blocks(&s, "unplug_empty_cost", false, 0, c->populated);
+	add_other_slots(&s);
+	measure_blocks(&s, "plug_cost", true, 0, c->populated, BLOCK);
+	measure_blocks(&s, "unplug_empty_cost", false, 0, half, BLOCK);
+	measure_blocks(&s, "unplug_empty_at_once_cost", false, half, rest, rest);
 	change_blocks(&s, true, 0, c->populated);
 	start = pt_ticks();
 	run_vcpu(s.vcpu);
 	record("populate_cost", (double)(pt_ticks() - start) / (c->populated / BLOCK));
-	measure_blocks(&s, "unplug_cost", false, 0, half);
-	start = pt_ticks();
-	change_blocks(&s, false, half, c->populated - half);
-	record("unplug_at_once_cost",
-	       (double)(pt_ticks() - start) / ((c->populated - half) / BLOCK));
+	measure_blocks(&s, "unplug_cost", false, 0, half, BLOCK);
+	measure_blocks(&s, "unplug_at_once_cost", false, half, rest, rest);
 	if (s.sparse)
 		set_region(&s, 0, 0);
 	munmap(s.mem, c->size);
@@ -305,8 +315,8 @@ static void report(const struct config *c)
 	if (c->json) {
 		printf("{\"name\":\"%s\",\"cost_unit\":\"%s\",", c->name, pt_cost_unit());
 		printf("\"config\":{\"size\":%zu,\"populated\":%zu,", c->size, c->populated);
-		printf("\"nested\":%s,\"plug\":%s},\"figures\":{", c->nested ? "true" : "false",
-		       c->plug ? "true" : "false");
+		printf("\"nested\":%s,\"plug\":%s,\"slots\":%d},\"figures\":{",
+		       c->nested ? "true" : "false", c->plug ? "true" : "false", c->others);
 	} else {
 		printf("%s (costs in %s):\n", c->name, pt_cost_unit());
 	}
@@ -327,6 +337,8 @@ static void print_help(FILE *to)
 	      "  --nested          measure a nested guest's first entry, too\n"
 	      "  --plug            plug and unplug blocks instead: of a memslot with KVM_MEM_SPARSE,\n"
 	      "                    or, where there is no such thing, by memslots\n"
+	      "  --slots N         with --plug: so many memslots are there besides, at most 16000\n"
+	      "                    (default 0)\n"
 	      "  --name LABEL      of this run in the output\n"
 	      "  --json            one JSON object on a line\n"
 	      "*_cost: ns, or guest instructions with PT_ICOUNT_SHIFT=N in the environment, on a\n"
@@ -350,7 +362,7 @@ static struct config parse(int argc, char **argv)
 	static const struct option options[] = {
 		{ "size", 1, NULL, 's' }, { "populated", 1, NULL, 'p' }, { "nested", 0, NULL, 'N' },
 		{ "lives", 1, NULL, 'l' }, { "name", 1, NULL, 'n' }, { "json", 0, NULL, 'j' },
-		{ "plug", 0, NULL, 'P' }, { "help", 0, NULL, 'h' }, { }
+		{ "plug", 0, NULL, 'P' }, { "slots", 1, NULL, 'o' }, { "help", 0, NULL, 'h' }, { }
 	};
 	struct config c = { .name = "sparse_slot_bench", .size = 64 * GIB, .populated = GIB,
 			    .lives = LIVES };
@@ -368,6 +380,11 @@ static struct config parse(int argc, char **argv)
 			c.lives = atoi(optarg);
 			if (c.lives < 1 || c.lives > MAX_LIVES || c.lives % 2 == 0)
 				bad("--lives", "an odd number, at most 9");
+			break;
+		case 'o':
+			c.others = atoi(optarg);
+			if (c.others < 1 || c.others > MAX_OTHERS)
+				bad("--slots", "1 to 16000");
 			break;
 		case 'N':
 			c.nested = true;
@@ -399,6 +416,8 @@ static struct config parse(int argc, char **argv)
 		bad("--populated", "a multiple of 2M, at most the size");
 	if (c.plug && c.populated < 2 * BLOCK)
 		bad("--populated", "at least 4M with --plug");
+	if (c.others && !c.plug)
+		bad("--slots", "with --plug only");
 	return c;
 }
 
