@@ -25,8 +25,9 @@ if [ "$comparing" = 1 ]; then
 fi
 "$lab/selftests.sh"
 lock test
-# Of each race of pt_reclaim_race, unless the environment says otherwise.
-export PT_RACE_SECONDS=${PT_RACE_SECONDS:-2}
+# Of each race of pt_reclaim_race, and of each variant of pt_reclaim_fuzz, unless the
+# environment says otherwise.
+export PT_RACE_SECONDS=${PT_RACE_SECONDS:-2} PT_FUZZ_CALLS=${PT_FUZZ_CALLS:-1000}
 
 # in_kernel CPUS KIND DIR WHICH...: its part of the list (run-tests says how WHICH
 # picks), results to DIR; fails if the kernel complained.
@@ -65,6 +66,7 @@ run_part() {
 	ours | beside) in_kernel 2 "$kind" "$out/$kind" "$1" ;;
 	ours_both) in_kernel 2 "$kind" "$out/$kind" ours both ;;
 	shadow) APPEND=kvm.tdp_mmu=0 in_kernel 2 "$kind" "$out/$kind" shadow ;;
+	nonpt) APPEND=kvm_amd.npt=0 in_kernel 2 "$kind" "$out/$kind" nonpt ;;
 	patched) in_kernel 2 patched "$out/patched" stock both ;;
 	patched_three) in_kernel 3 patched "$out/patched" three ;;
 	stock) in_kernel 2 stock "$out/stock" stock both || : >"$out/stock.complained" ;;
@@ -105,7 +107,6 @@ machine() {
 # run_parts PART...: on two machines at a time.  Prints what the first gives at once, what
 # the other gave at the end.  Counts in $splats the parts whose kernel complained.
 run_parts() {
-	rm -f "$out"/splat.*
 	printf '%s\n' "$@" >"$out/parts"
 	machine &
 	machine >"$build/log/test-beside.log" &
@@ -143,13 +144,13 @@ again() {
 
 set_of_runs=(--stock "$out/stock" --patched "$out/patched")
 # The longest first.
-parts=(ours beside shadow)
+parts=(ours beside shadow nonpt)
 rm -rf "$out"
 mkdir -p "$out"
 echo "TAP version 13"
 if [ "$comparing" = 1 ]; then
-	parts=(ours_both beside patched shadow patched_three)
-	kept_stock || parts=(ours_both beside patched stock shadow patched_three stock_three)
+	parts=(ours_both beside patched shadow patched_three nonpt)
+	kept_stock || parts=(ours_both beside patched stock shadow patched_three stock_three nonpt)
 	step "our tests in the debug kernel, stock ones in debug, stock and patched"
 else
 	step "our tests in $kind"

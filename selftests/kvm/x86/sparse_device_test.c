@@ -19,7 +19,7 @@
  *              and the host has allocated nothing
  *
  * With anonymous memory and with a memfd, with the MMU that the machine has (boot with
- * kvm.tdp_mmu=0 for the other), and with the driver in a guest's guest.
+ * kvm.tdp_mmu=0 or kvm_amd.npt=0 for others), and with the driver in a guest's guest.
  */
 #include <getopt.h>
 #include <linux/falloc.h>
@@ -471,13 +471,14 @@ static bool kvm_agrees(struct device *d)
 }
 
 /*
- * Tables that map the plugged blocks: one each, and one for each GiB that has any.  For a
- * guest's guest a GiB has two more: its entry of the guest's table is clean when it is
- * read first, which takes a read-only table of each level, and dirty from then on.
+ * Tables that map the plugged blocks: one each, and one for each GiB that has any.  Where
+ * KVM shadows tables of the guest, a GiB has two more: its entry of the guest's table is
+ * clean when it is read first, which takes a read-only table of each level, and dirty from
+ * then on.
  */
 static long needed_kb(struct device *d)
 {
-	u64 tables = d->nr_plugged, each_gib = d->nested ? 3 : 1;
+	u64 tables = d->nr_plugged, each_gib = d->nested || !kvm_cpu_has_tdp() ? 3 : 1;
 
 	for (u64 gib = 0; gib < NR_GIBS; gib++)
 		tables += each_gib * !!count_plugged(d, gib * (GIB / BLOCK), GIB / BLOCK);

@@ -7,11 +7,11 @@
  * the other) and with a nested guest: a vCPU leaves with KVM_EXIT_MEMORY_FAULT for each
  * kind of access, and goes on once the block is plugged; nothing of an unplugged block is
  * left in KVM; instructions that KVM emulates and what it writes to the guest by itself
- * (steal time, kvmclock) do not get there either; a guest that sweeps everything makes
- * the host allocate nothing; and while a vCPU touches blocks at random, one that was
- * unplugged and discarded stays without a page.
+ * (steal time, kvmclock) do not get there either; page tables of the guest that are in
+ * a block go with it (shadow paging: boot with kvm_amd.npt=0); a guest that sweeps
+ * everything makes the host allocate nothing; and while a vCPU touches blocks at
+ * random, one that was unplugged and discarded stays without a page.
  */
-#include <fcntl.h>
 #include <getopt.h>
 #include <linux/kvm_para.h>
 #include <pthread.h>
@@ -39,8 +39,11 @@
 #define WRITE		KVM_MEMORY_EXIT_FLAG_WRITE
 #define EXEC		KVM_MEMORY_EXIT_FLAG_EXEC
 
-enum op { OP_READ, OP_WRITE, OP_ADD, OP_CALL, OP_EMULATED_READ, OP_EMULATED_WRITE,
-	  OP_EMULATED_MOVS };
+/* The guest maps a page here by a page table that can be moved to the slot. */
+#define WALK_GVA	(2048 * GIB)
+
+enum op { OP_READ, OP_WRITE, OP_ADD, OP_CALL, OP_TRY_READ, OP_EMULATED_READ,
+	  OP_EMULATED_WRITE, OP_EMULATED_MOVS };
 
 /* What the guest is to do next, and what came of it. */
 struct shared {
@@ -87,6 +90,10 @@ static void guest_op(void *arg)
 		break;
 	case OP_CALL:
 		((void (*)(void))p)();
+		break;
+	case OP_TRY_READ:
+		/* The vector of the exception, if there is one. */
+		s->value = kvm_asm_safe("cmpq %%rax, (%%rax)", "a"(p));
 		break;
 	case OP_EMULATED_READ:
 		asm volatile(KVM_FEP "mov (%1), %0" : "=a"(s->value) : "b"(p) : "memory");
@@ -207,6 +214,7 @@ static void open_vm(struct device *d, const char *name, bool nested, void *code)
 	shared = (struct shared *)pages;
 	sync_global_to_guest(d->vm, shared);
 	virt_map_level(d->vm, SLOT_GVA, SLOT_GPA, SLOT_SIZE, PG_LEVEL_1G);
+	virt_pg_map(d->vm, WALK_GVA, addr_gva2gpa(d->vm, pages));
 	if (nested)
 		arg = prepare_nested(d->vm, SLOT_SIZE);
 	vcpu_args_set(d->vcpu, 2, arg, pages);
@@ -545,6 +553,63 @@ struct racer {
 	struct device *d;
 	u64 left;	/* exits for unplugged blocks */
 };
+
+/* The entry of the guest's page tables that points to the last table for an address. */
+static u64 *guest_pde(struct kvm_vm *vm, u64 gva)
+{
+	u64 gpa = vm->mmu.pgd, *table;
+
+	for (int level = vm->mmu.pgtable_levels; level > PG_LEVEL_2M; level--) {
+		table = addr_gpa2hva(vm, gpa);
+		gpa = table[gva >> (PAGE_SHIFT + 9 * (level - 1)) & 511] & PHYSICAL_PAGE_MASK;
+	}
+	table = addr_gpa2hva(vm, gpa);
+	return &table[gva >> (PAGE_SHIFT + 9) & 511];
+}
+
+/* A CPU that walks the guest's tables leaves; KVM that does finds no table. */
+static bool walk_fails(struct device *d, u64 gpa)
+{
+	struct kvm_run *run = d->vcpu->run;
+
+	order(d, OP_TRY_READ, WALK_GVA - SLOT_GVA, 0);
+	if (!d->nested && !kvm_cpu_has_tdp()) {
+		run_vcpu(d->vcpu);
+		return d->shared->value == PF_VECTOR;
+	}
+	return _vcpu_run(d->vcpu) == -1 && errno == EFAULT &&
+	       run->exit_reason == KVM_EXIT_MEMORY_FAULT && run->memory_fault.gpa == gpa &&
+	       run->memory_fault.flags & KVM_MEMORY_EXIT_FLAG_UNPLUGGED;
+}
+
+/* A page table of the guest in a block that goes, and comes back as it was. */
+static bool test_guest_tables(struct device *d)
+{
+	u64 block = 600, gpa = SLOT_GPA + block * BLOCK, *pde = guest_pde(d->vm, WALK_GVA);
+	u64 *table = (u64 *)((u64)vm_get_pte(d->vm, WALK_GVA) & PAGE_MASK);
+
+	plug(d, block, 1);
+	memcpy(d->mem + block * BLOCK, table, PAGE_SIZE);
+	*pde = (*pde & ~PHYSICAL_PAGE_MASK) | gpa;
+	for (int round = 0; round < 3; round++) {
+		do_op(d, OP_TRY_READ, WALK_GVA - SLOT_GVA, ~0ull);
+		if (d->shared->value) {
+			ksft_print_msg("exception %lu though the table is plugged\n",
+				       (unsigned long)d->shared->value);
+			return false;
+		}
+		unplug(d, block, 1);
+		if (!walk_fails(d, gpa)) {
+			ksft_print_msg("an unplugged page table is still in use\n");
+			return false;
+		}
+		plug(d, block, 1);
+		/* What it was about to do. */
+		if (d->nested || kvm_cpu_has_tdp())
+			run_vcpu(d->vcpu);
+	}
+	return true;
+}
 
 static void *run_racer(void *arg)
 {
@@ -941,13 +1006,14 @@ static void test_mode(const char *name, bool nested)
 	if (tdp)
 		ksft_test_result(test_pre_fault(&d), "%s: prefault\n", name);
 	else
-		ksft_test_result_skip("%s: prefault: not with a nested guest\n", name);
+		ksft_test_result_skip("%s: prefault: nested, or no TDP\n", name);
 	/* The prefix that asks for emulation is a #UD of the host's guest alone. */
 	if (!nested && is_forced_emulation_enabled)
 		ksft_test_result(test_emulator(&d), "%s: emulator\n", name);
 	else
 		ksft_test_result_skip("%s: emulator: nested, or not root\n", name);
 	ksft_test_result(test_caches(&d), "%s: caches\n", name);
+	ksft_test_result(test_guest_tables(&d), "%s: guest tables\n", name);
 	close_device(&d);
 	if (nested)
 		return;
@@ -958,7 +1024,7 @@ static void test_mode(const char *name, bool nested)
 
 static void skip_nested(void)
 {
-	for (int i = 0; i < 9; i++)
+	for (int i = 0; i < 10; i++)
 		ksft_test_result_skip("nested: the machine cannot run guests of guests\n");
 }
 
@@ -1007,7 +1073,7 @@ int main(int argc, char **argv)
 	parse(argc, argv);
 	TEST_REQUIRE(kvm_has_cap(KVM_CAP_SPARSE_MEMSLOTS));
 	ksft_print_header();
-	ksft_set_plan(5 + 12 + 9);
+	ksft_set_plan(5 + 13 + 10);
 	allow_emulation();
 	test_api();
 	test_mode(tdp_mmu ? "tdp" : "shadow", false);

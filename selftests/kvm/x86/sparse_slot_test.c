@@ -592,7 +592,7 @@ static const struct test {
 	{ running_and_tables_follow, running_follows, { _name, __VA_ARGS__ } }
 	TABLES("anon, DONTNEED", ANON, DONTNEED, false, 1, 2),
 	TABLES("anon, DONTNEED, dirty log", ANON, DONTNEED, true, 1, 2),
-	TABLES("anon, 64 pages, DONTNEED", ANON, DONTNEED, false, 1, 64),
+	TABLES("anon, 16 pages, DONTNEED", ANON, DONTNEED, false, 1, 16),
 	TABLES("anon, remapped", ANON, UNMAP, false, 1, 2),
 	TABLES("THP, DONTNEED", THP, DONTNEED, false, 1, 2),
 	TABLES("THP, DONTNEED, dirty log", THP, DONTNEED, true, 1, 2),
