@@ -6,7 +6,8 @@
 #
 # Boots both release kernels side by side; in each a QEMU of 10 or newer runs, with
 # KVM, a guest (our stock kernel and guest/agent.c), whose memory is resized by QMP,
-# filled and checked: guest/e2e.py has the scenarios.
+# filled and checked: guest/e2e.py has the scenarios.  Two of them want the QEMU that
+# qemu_build.sh makes with patches/qemu, and one of these guest/hostile.c.
 #
 #   SCENARIO=…   only these of `guest/e2e.py --list`
 #
@@ -28,7 +29,8 @@ identity() {
 	{
 		"$qemu/qemu-system-x86_64" --version
 		cat "$(image_of "$1")" "$(image_of stock)" "$driver" "$lab/guest/agent.c" \
-			"$lab/guest/init" "$lab/vm.sh"
+			"$lab/guest/hostile.c" "$lab/guest/init" "$lab/vm.sh" \
+			"$lab/qemu_build.sh" "$lab/qemu_base" "$top"/patches/qemu/*/*.patch
 	} | sha256sum | cut -c 1-12
 }
 
@@ -44,6 +46,20 @@ make_initramfs() {
 	rm -f "$root.err"
 	(cd "$root" && echo init | cpio -o -H newc --quiet) | gzip >"$out/initrd.new"
 	mv "$out/initrd.new" "$out/initrd"
+}
+
+# A guest that needs no kernel, nor anything below it but what its source says.
+make_hostile() {
+	gcc -static -nostdlib -ffreestanding -mgeneral-regs-only -mno-red-zone -no-pie -fno-pic \
+		-fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables -O2 \
+		-Wall -Wextra -Wl,-e,start -Wl,--build-id=none -o "$out/hostile.new" \
+		"$lab/guest/hostile.c" >&2 || die "tools/lab/guest/hostile.c does not compile"
+	mv "$out/hostile.new" "$out/hostile"
+}
+
+# wants SCENARIO
+wants() {
+	[[ " $scenarios " = *" $1 "* ]]
 }
 
 # The scenarios whose results are not there yet.
@@ -72,7 +88,8 @@ start() {
 	done
 	export KERNEL=$kind NOBUILD=1 MEM=6G CPUS=2 TIMEOUT=$limit
 	CMD="/usr/bin/python3 $(printf '%q ' "$driver" --qemu "$qemu" --kernel "$(image_of stock)" \
-		--initrd "$out/initrd" --out "$dir" "${todo[@]}")" \
+		--initrd "$out/initrd" --sparse-qemu "$sparse_qemu" --hostile "$out/hostile" \
+		--out "$dir" "${todo[@]}")" \
 		setsid "$lab/vm.sh" > >(sed -u "s/^/   $kind: /" >&2) 2>"$dir/vm.err" </dev/null &
 	machine[$kind]=$!
 }
@@ -116,8 +133,13 @@ done
 lock e2e
 qemu=$("$lab/qemu.sh")
 use_qemu
+sparse_qemu=""
+if wants sparse || wants hostile; then
+	sparse_qemu=$("$lab/qemu_build.sh")
+fi
 mkdir -p "$out"
 make_initramfs
+make_hostile
 declare -A id=([stock]=$(identity stock) [patched]=$(identity patched))
 
 trap stop INT TERM

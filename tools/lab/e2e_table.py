@@ -5,7 +5,7 @@
   e2e_table.py --stock DIR --stock-status N --patched DIR --patched-status N
                --qemu TEXT --json OUT SCENARIO...
 
-Prints three tables and a line for each check; the last line is "N passed, N
+Prints four tables and a line for each check; the last line is "N passed, N
 failed, N skipped".  Page tables are in kB, over what they were when the guest had
 booted and nothing was plugged yet: "filled" when the guest had filled its memory
 the last time, "left" after the last unplug, report or inflation, before the scan.
@@ -118,6 +118,22 @@ def print_scans(results, scenarios):
             what = ""
 
 
+def print_hostile(results):
+    both = [results[kind].get("hostile") for kind in KINDS]
+    if not any(result and result["notes"].get("hostile") for result in both):
+        return
+    print("\nA guest that touches what it has unplugged: RSS of QEMU (kB) when it had filled\n"
+          "what it plugged, had given back all blocks but one, and had touched those again\n")
+    print(f"{'the device is kept in':<48} {'kernel':<8} {'filled':>8} {'unplugged':>9} {'touched':>8}"
+          f" {'pages back':>10} {'exits':>6}  guest")
+    for kind, result in zip(KINDS, both):
+        for row in result["notes"].get("hostile", []) if result else []:
+            rss = "{:>8} {:>9} {:>8}".format(*row["rss"])
+            print(f"{row['memslots']:<48} {kind:<8} {rss} {row['pages']:>10}"
+                  f" {cell(row['unplugged_exits']):>6}"
+                  f"  {'stopped' if row['stopped'] else 'goes on'}")
+
+
 def verdict(results, statuses, scenarios):
     """[(passed, text)]: what was checked, and what should have been."""
     lines = []
@@ -155,6 +171,7 @@ def main():
     print_left(results, args.scenarios)
     print_latencies(results, args.scenarios)
     print_scans(results, args.scenarios)
+    print_hostile(results)
     print()
     lines = verdict(results, statuses, args.scenarios)
     for n, (passed, text) in enumerate(lines, 1):

@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: GPL-2.0
 """e2e.py: inside the kernel under test, run guests whose memory comes and goes.
 
-  e2e.py --qemu DIR --kernel BZIMAGE --initrd FILE --out DIR SCENARIO...
+  e2e.py --qemu DIR [--sparse-qemu DIR] --kernel BZIMAGE --initrd FILE
+         [--hostile FILE] --out DIR SCENARIO...
   e2e.py --list
 
 Starts, for each scenario, the QEMU of DIR with KVM and a small Linux guest whose
 only program is agent.c; has the guest fill, check and free memory while QMP
 resizes it; writes DIR/SCENARIO.json, or SCENARIO.failed.json when a check
 failed, and the guest's console beside it.  Exit status 1 when a check failed.
+The QEMU of patches/qemu is in the second DIR, and the guest of the scenario "hostile" is
+hostile.c: only "sparse" and "hostile" want them.
 
 Every step of a scenario records, in kB unless it says otherwise:
 
@@ -27,6 +30,7 @@ had the size).
 import argparse
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import re
@@ -53,11 +57,24 @@ IO_MIB = 96
 BALLOON_BOOT_MIB = 1024
 BALLOON_MIB = 512
 SCAN_MIB = 256
+# What moves to another QEMU, through a file.
+MOVED_MIB = 256
+MOVED_BULK_MIB = 128
+# What the hostile guest has of the device, in blocks, of which it keeps one.
+HOSTILE_BLOCKS = 64
+BLOCK_MIB = 2
+# QEMU itself may take as much while a guest is stopped.
+SLACK_KB = 1024
 # PMD tables for the two places that a scan reads, which stay.
 UPPER_KB = 8
 
 SYS_PROCESS_MADVISE = 440
 MADV_TRIM_TABLES = 26
+KVM_CHECK_EXTENSION = 0xae03
+KVM_CAP_SPARSE_MEMSLOTS = 252
+PAGE = 4096
+# Bits of an entry of /proc/PID/pagemap: the page is there, or swapped.
+POPULATED = 3 << 62
 
 # Seconds.  Generous, for two kernels may share the machine with other work.
 BOOT_DEADLINE = 400
@@ -72,6 +89,7 @@ REFUSAL_WATCH = 4
 BOOT, KEPT, BULK, IO = range(4)
 
 THP = "/sys/kernel/mm/transparent_hugepage/enabled"
+EXITS = "/sys/kernel/debug/kvm/unplugged_exits"
 COMPLAINT = re.compile(r"BUG:|WARNING:|Oops|general protection|[Kk]ernel panic|Bad page|bad pte")
 
 
@@ -184,6 +202,20 @@ def pt_reclaim():
     return {name: int(value) for name, value in pairs}
 
 
+def kvm_block_size():
+    """The size of a block of a sparse memslot, or 0 where KVM has none."""
+    with open("/dev/kvm", "rb", buffering=0) as kvm:
+        return fcntl.ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_SPARSE_MEMSLOTS)
+
+
+def unplugged_exits():
+    """How often vCPUs have left for unplugged memory; None where KVM does not know it."""
+    if not os.path.exists(EXITS):
+        return None
+    with open(EXITS, encoding="ascii") as file:
+        return int(file.read())
+
+
 def settle():
     """Wait until page tables that RCU is to free are gone; whether they came to rest."""
     def sample():
@@ -230,6 +262,11 @@ class Process:
                 last = err.read().strip().splitlines()[-1:]
             raise Failure(f"{self.name} ended ({self.popen.returncode}): {' '.join(last)}")
 
+    def said(self, what):
+        """The lines of its error output that have this."""
+        with open(self.errors, encoding="utf-8", errors="replace") as err:
+            return [line.strip() for line in err if what in line]
+
     def end(self):
         self.popen.kill()
         self.popen.wait()
@@ -254,6 +291,7 @@ class Run:
         self.processes = []
         self.second = None
         self.shared = False
+        self.program = f"{args.qemu}/qemu-system-x86_64"
         self.dir = tempfile.mkdtemp(prefix="e2e-")
         self.console = os.path.join(args.out, f"{name}.console")
 
@@ -267,13 +305,14 @@ class Run:
         if not passed:
             self.say(f"FAILED: {what}: {why}")
 
-    def step(self, name, **more):
+    def step(self, name, stopped=False, **more):
         for process in self.processes:
             process.alive()
-        self.agent.ask("mem")
-        status = self.qmp.do("query-status")["status"]
-        if status != "running":
-            raise Failure(f"the guest is {status}")
+        if not stopped:
+            self.agent.ask("mem")
+            status = self.qmp.do("query-status")["status"]
+            if status != "running":
+                raise Failure(f"the guest is {status}")
         found = figures(self.qemu.pid, self.second and self.second.pid)
         self.steps.append({"step": name, **found, **more})
         extra = "".join(f", {key} {value}" for key, value in more.items())
@@ -302,37 +341,49 @@ class Run:
         return ["-chardev", f"socket,id=vhost,path={sock}",
                 "-device", "vhost-user-blk-pci,chardev=vhost"]
 
-    def boot(self, options, boot_mib=BOOT_MIB, shared=False, dump="on"):
+    def start_qemu(self, options, boot_mib=BOOT_MIB, shared=False, dump="on"):
+        """QEMU, and connections to it and to what its guest has for the character device."""
         qmp, port = os.path.join(self.dir, "qmp"), os.path.join(self.dir, "port")
         self.shared = shared
         self.qemu = self.start("qemu", [
-            f"{self.args.qemu}/qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-smp", "1",
+            self.program, "-accel", "kvm", "-cpu", "host",
             # The kernel has no KVM_IOAPIC: nobody else here wants KVM's whole irqchip.
             "-machine", f"q35,kernel-irqchip=split,memory-backend=boot,dump-guest-core={dump}",
             "-m", f"{boot_mib}M,maxmem={DEVICE_GIB + 4}G,slots=1",
-            *memory("boot", boot_mib, shared),
-            "-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{self.console}",
+            *memory("boot", boot_mib, shared), "-nodefaults", "-display", "none",
             "-qmp", f"unix:{qmp},server=on,wait=off",
-            "-device", "virtio-serial-pci", "-chardev", f"socket,id=port,path={port},server=on,wait=off",
-            "-device", "virtserialport,chardev=port,nr=1",
-            "-kernel", self.args.kernel, "-initrd", self.args.initrd,
-            "-append", "console=ttyS0 panic=-1 memhp_default_state=online_movable", *options])
-        began = time.monotonic()
+            "-chardev", f"socket,id=port,path={port},server=on,wait=off", *options])
         self.qmp = Qmp(connect(qmp, self.qemu.alive))
         self.agent = Agent("guest", connect(port, self.qemu.alive))
+
+    def linux(self):
+        return ["-smp", "1", "-no-reboot", "-serial", f"file:{self.console}",
+                "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port,nr=1",
+                "-kernel", self.args.kernel, "-initrd", self.args.initrd,
+                "-append", "console=ttyS0 panic=-1 memhp_default_state=online_movable"]
+
+    def device(self, properties="", shared=False):
+        return [*memory("pool", DEVICE_GIB * 1024, shared),
+                "-device", f"virtio-mem-pci,id=vmem,memdev=pool,requested-size=0{properties}"]
+
+    def boot(self, options, boot_mib=BOOT_MIB, shared=False, dump="on"):
+        began = time.monotonic()
+        self.start_qemu([*self.linux(), *options], boot_mib, shared, dump)
         self.agent.ask("mem")
         self.fill(BOOT, KEPT_MIB)
         self.step("booted", seconds=round(time.monotonic() - began, 2))
 
     def boot_virtio_mem(self, extra=(), shared=False, dump="on", device=""):
-        self.boot([*memory("pool", DEVICE_GIB * 1024, shared),
-                   "-device", f"virtio-mem-pci,id=vmem,memdev=pool,requested-size=0{device}",
-                   *extra], shared=shared, dump=dump)
+        self.boot([*self.device(device, shared), *extra], shared=shared, dump=dump)
         self.address = self.qmp.do("query-memory-devices")[0]["data"]["memaddr"]
+
+    def patched_qemu(self):
+        self.program = f"{self.args.sparse_qemu}/qemu-system-x86_64"
 
     def end(self):
         for process in reversed(self.processes):
             process.end()
+        self.processes = []
 
     # What the guest does.
 
@@ -621,8 +672,159 @@ def memslots(run):
         cycle(run, n)
 
 
+def sparse(run):
+    """virtio-mem, THP off, sparse memslot"""
+    run.patched_qemu()
+    run.boot_virtio_mem()
+    check_sparse(run)
+    for n in range(1, CYCLES + 1):
+        cycle(run, n)
+    move(run)
+
+
+def check_sparse(run):
+    """QEMU takes a sparse memslot where there are any, of itself."""
+    want = "on" if kvm_block_size() else "off"
+    found = run.qmp.get("vmem", "sparse-memslots")
+    run.notes["sparse"] = found == "on"
+    run.check(f"sparse memslots are {want}", found == want, f"they are {found}")
+
+
+def move(run):
+    """Another QEMU takes over the guest, its plugged blocks among it."""
+    target = os.path.join(run.dir, "migration")
+    run.resize(MOVED_MIB)
+    run.fill(KEPT, KEPT_MIB)
+    run.fill(BULK, MOVED_BULK_MIB)
+    run.qmp.do("migrate-set-parameters", max_bandwidth=GIB)
+    run.qmp.do("migrate", uri=f"file:{target}")
+
+    def ended():
+        status = run.qmp.do("query-migrate").get("status")
+        return status if status in ("completed", "failed", "cancelled") else None
+
+    status = wait_for("the end of the migration", ended, RESIZE_DEADLINE)
+    run.check("the guest was migrated", status == "completed", status)
+    run.end()
+    run.start_qemu([*run.linux(), *run.device(), "-incoming", f"file:{target}"])
+    wait_for("the guest's return", lambda: run.qmp.do("query-status")["running"], BOOT_DEADLINE)
+    os.unlink(target)
+    run.step("moved")
+    run.intact("after the move")
+    run.drop(BULK)
+    run.resize(0)
+    run.intact("after unplug behind the move")
+    run.drop(KEPT)
+    run.step("emptied")
+
+
+# How the hostile guest's memory is kept: what the table calls it, whether by the QEMU of
+# patches/qemu, properties of the device.
+KEEPERS = (("one memslot", False, ""),
+           ("dynamic memslots", False, ",dynamic-memslots=on"),
+           ("sparse memslot", True, ""))
+
+
+def hostile(run):
+    """a guest that touches what it has unplugged"""
+    run.notes["hostile"] = []
+    for title, own, properties in KEEPERS:
+        if own:
+            run.patched_qemu()
+        provoke(run, title, own and kvm_block_size() > 0, properties)
+        run.end()
+
+
+def hostile_guest(run):
+    """Wait for it, give it blocks, have it fill them."""
+    line = run.agent.line(BOOT_DEADLINE)
+    if line != "ready\n":
+        raise Failure(f"the guest says {line.strip()}")
+    run.request(HOSTILE_BLOCKS * BLOCK_MIB)
+    told(run, f"plug 0 {HOSTILE_BLOCKS:x}", "0")
+    told(run, f"touch 0 {HOSTILE_BLOCKS:x}")
+    told(run, f"read 0 {HOSTILE_BLOCKS:x}", f"{HOSTILE_BLOCKS * BLOCK_MIB * MIB // PAGE:x}")
+
+
+def told(run, command, *want):
+    found = run.agent.ask(command)
+    if found != list(want):
+        raise Failure(f"the guest says of '{command}': {' '.join(found)}")
+
+
+def populated(pid, mib):
+    """How many pages there are in the first part of the device."""
+    (start, _), = device_vmas(pid)
+    count = mib * MIB // PAGE
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        entries = os.pread(pagemap.fileno(), count * 8, start // PAGE * 8)
+    return sum(entry & POPULATED != 0 for entry in memoryview(entries).cast("Q"))
+
+
+def provoke(run, title, guarded, properties):
+    """Have the guest touch what it has given back; the last of its blocks it keeps."""
+    given = HOSTILE_BLOCKS - 1
+    run.start_qemu(["-smp", "2", "-serial", "chardev:port", "-kernel", run.args.hostile,
+                    *run.device(properties)])
+    hostile_guest(run)
+    run.step(f"given, {title}")
+    told(run, f"unplug 0 {given:x}", "0")
+    run.step(f"taken, {title}")
+    there = populated(run.qemu.pid, given * BLOCK_MIB)
+    run.check(f"{title}: nothing is left of what was unplugged", not there, f"{there} pages are")
+    exits = unplugged_exits()
+    if guarded:
+        check_stop(run, title, f"touch 0 {given:x}")
+    else:
+        told(run, f"touch 0 {given:x}")
+    run.step(f"touched, {title}", stopped=guarded)
+    there = populated(run.qemu.pid, given * BLOCK_MIB)
+    steps = run.steps[-3:]
+    exits = None if exits is None else unplugged_exits() - exits
+    run.notes["hostile"].append({
+        "memslots": title, "stopped": guarded, "pages": there, "unplugged_exits": exits,
+        "rss": [step["rss"] for step in steps]})
+    if guarded:
+        more = steps[2]["rss"] - steps[1]["rss"]
+        run.check(f"{title}: the host allocated nothing", not there and more < SLACK_KB,
+                  f"{there} pages, RSS {more} kB more")
+        run.check(f"{title}: KVM has counted the exit", exits == 1, f"it counted {exits}")
+        restart(run, title)
+
+
+def check_stop(run, title, command):
+    """The command makes QEMU stop the guest, and say in a line why."""
+    def stopped():
+        status = run.qmp.do("query-status")["status"]
+        return None if status == "running" else status
+
+    verb = command.split()[0]
+    before = len(run.qemu.said("unplugged memory"))
+    run.agent.send(command)
+    status = wait_for("a stop", stopped, RESIZE_DEADLINE)
+    run.check(f"{title}: the guest is stopped ({verb})", status == "internal-error", status)
+    said = run.qemu.said("unplugged memory")[before:]
+    run.check(f"{title}: QEMU says why ({verb})", len(said) == 1, f"it says it {len(said)} times")
+    for line in said:
+        run.say(line)
+
+
+def restart(run, title):
+    """A guest that was stopped can be reset.  Then one CPU writes to blocks while another
+    gives them back: if their memory were discarded before KVM knows, some would return."""
+    run.qmp.do("system_reset")
+    run.qmp.do("cont")
+    hostile_guest(run)
+    run.check(f"{title}: the guest runs again after a reset", True)
+    check_stop(run, title, f"race 0 {HOSTILE_BLOCKS:x}")
+    there = populated(run.qemu.pid, HOSTILE_BLOCKS * BLOCK_MIB)
+    run.check(f"{title}: nothing came back while it was unplugged", not there,
+              f"{there} pages did")
+    run.step(f"raced, {title}", stopped=True)
+
+
 SCENARIOS = {function.__name__: function for function in (
-    ram, thp, memfd, reporting, balloon, dirty, memslots)}
+    ram, thp, memfd, reporting, balloon, dirty, memslots, sparse, hostile)}
 
 
 def why_silent(run, trouble):
@@ -678,6 +880,8 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     for option in ("qemu", "kernel", "initrd", "out"):
         parser.add_argument(f"--{option}", required=True)
+    for option in ("sparse-qemu", "hostile"):
+        parser.add_argument(f"--{option}")
     parser.add_argument("--list", action="version", version="\n".join(SCENARIOS),
                         help="print the names of the scenarios")
     parser.add_argument("scenarios", nargs="+", choices=SCENARIOS, metavar="SCENARIO")
