@@ -526,6 +526,10 @@ static bool test_caches(struct device *d)
 			ok = false;
 		}
 		unplug(d, block, 1);
+		/* A VM whose guest unplugged what it gave KVM the address of can be restored. */
+		vcpu_set_msr(d->vcpu, MSR_KVM_STEAL_TIME, gpa | KVM_MSR_ENABLED);
+		vcpu_set_msr(d->vcpu, MSR_KVM_PV_EOI_EN, (gpa + 2048) | KVM_MSR_ENABLED);
+		vcpu_set_msr(d->vcpu, MSR_KVM_ASYNC_PF_EN, (gpa + 1024) | KVM_ASYNC_PF_ENABLED);
 		/* First with the memory there, which nothing tells KVM of. */
 		versions[0] = READ_ONCE(steal->version);
 		versions[1] = READ_ONCE(*time);
@@ -545,6 +549,8 @@ static bool test_caches(struct device *d)
 	}
 	vcpu_set_msr(d->vcpu, MSR_KVM_STEAL_TIME, 0);
 	vcpu_set_msr(d->vcpu, MSR_KVM_SYSTEM_TIME_NEW, 0);
+	vcpu_set_msr(d->vcpu, MSR_KVM_PV_EOI_EN, 0);
+	vcpu_set_msr(d->vcpu, MSR_KVM_ASYNC_PF_EN, 0);
 	return ok;
 }
 
