@@ -49,7 +49,7 @@
 #define NR_TABLES	12
 #define NR_PAGES	(NR_TABLES * NR_ENTRIES)
 #define SIZE		(NR_PAGES * PAGE)
-#define GIB		(1ul << 30)
+#define GIB		(1024ul * 1024 * 1024)
 /* The region, and the room that its pages are moved to, have an upper table each. */
 #define REGION		((char *)(1ul << 43))
 #define ROOM		(REGION + GIB)
@@ -331,7 +331,7 @@ static bool guard(struct fuzz *f, struct range r)
 {
 	bool install = below(f, 3) == 0;
 
-	called(f, "guard %s %zu+%zu", install ? "on" : "off", r.first, r.nr);
+	called(f, "guards %s %zu+%zu", install ? "on" : "off", r.first, r.nr);
 	if (install && !r.shared)
 		forget(f, r);
 	set_guards(f, r, install);

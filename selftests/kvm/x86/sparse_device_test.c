@@ -87,7 +87,7 @@ static u64 next_random(u64 *state)
 	return *state >> 33;
 }
 
-static volatile u64 *guest_word(u64 block, u64 at)
+static u64 *guest_word(u64 block, u64 at)
 {
 	return (u64 *)(SLOT_GVA + block * BLOCK + at);
 }
@@ -102,15 +102,15 @@ static void guest_fill(u64 block)
 	filled[block] = ++before[block];
 	nr_filled++;
 	for (u64 at = 0; at < BLOCK; at += STRIDE) {
-		GUEST_ASSERT_EQ(*guest_word(block, at), 0);
-		*guest_word(block, at) = pattern(block, at);
+		GUEST_ASSERT_EQ(READ_ONCE(*guest_word(block, at)), 0);
+		WRITE_ONCE(*guest_word(block, at), pattern(block, at));
 	}
 }
 
 static void guest_check(u64 block)
 {
 	for (u64 at = 0; at < BLOCK; at += STRIDE)
-		GUEST_ASSERT_EQ(*guest_word(block, at), pattern(block, at));
+		GUEST_ASSERT_EQ(READ_ONCE(*guest_word(block, at)), pattern(block, at));
 }
 
 static void guest_request(struct shared *s, u16 type, u64 block, u16 nr)
@@ -171,7 +171,7 @@ static void guest_sweep(void)
 {
 	for (u64 block = 0; block < NR_BLOCKS; block++) {
 		if (!filled[block])
-			*guest_word(block, 0) = 1;
+			WRITE_ONCE(*guest_word(block, 0), 1);
 	}
 }
 
@@ -229,7 +229,7 @@ static void discard(struct device *d, u64 block, u64 nr)
 		ret = madvise(d->mem + at, size, MADV_DONTNEED);
 	else
 		ret = fallocate(d->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, size);
-	TEST_ASSERT(!ret, "discard: %s", strerror(errno));
+	TEST_ASSERT(!ret, "the memory could not be freed: %s", strerror(errno));
 }
 
 static void set_plugged(struct device *d, u64 block, u64 nr, bool plugged)
