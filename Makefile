@@ -12,7 +12,7 @@ override QEMU_OPTS := $(value QEMU_OPTS)
 export CMD APPEND QEMU_OPTS
 
 
-.PHONY: help run test eval eval-compare e2e vm build series check tree tree-save clean distclean
+.PHONY: help run test eval eval-compare e2e vm build series check bisect arches tree tree-save clean distclean
 
 help:
 	@echo 'make run            build stock and patched, run the workload in both: a table'
@@ -24,6 +24,8 @@ help:
 	@echo 'make build          build a kernel'
 	@echo 'make series         compose the postable series: build/series'
 	@echo 'make check          series, checkpatch, W=1, sparse, kernel-doc, models, linters'
+	@echo 'make bisect         that every patch builds by itself (FROM=, TO=: its numbers)'
+	@echo 'make arches         that the patched tree builds for other architectures'
 	@echo 'make tree           build/edit: the patched tree under quilt, to edit a hook'
 	@echo 'make tree-save      take new files that were edited there back'
 	@echo 'make clean          remove build/'
@@ -36,6 +38,7 @@ help:
 	@echo '                the download; with KERNEL_FORCE=1 another version is tried'
 	@echo 'FRESH=1         measure, or run the stock tests, again in place of what was kept'
 	@echo 'SCENARIO=       for make e2e: words of the scenarios that are wanted'
+	@echo 'ARCHES=         for make arches: of arm64 riscv64 s390x powerpc64le i386'
 	@echo 'DEBIAN_MIRROR=  a URL, in place of the mirror that apt is configured with'
 	@echo 'For make vm: CMD= a command for bash; MEM= guest memory (4G); CPUS= virtual CPUs'
 	@echo '(2); ICOUNT=1 time counts guest instructions, one CPU; APPEND= kernel'
@@ -67,6 +70,12 @@ series:
 
 check:
 	@$(lab)/check.sh
+
+bisect:
+	@$(lab)/bisect.sh
+
+arches:
+	@$(lab)/arches.sh
 
 tree:
 	@$(lab)/tree.sh edit
