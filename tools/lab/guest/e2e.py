@@ -63,6 +63,8 @@ MOVED_BULK_MIB = 128
 # What the hostile guest has of the device, in blocks, of which it keeps one.
 HOSTILE_BLOCKS = 64
 BLOCK_MIB = 2
+# Where it lays 32 blocks of something else over the device, and what is behind.
+COVER, BEHIND = 16, 48
 # QEMU itself may take as much while a guest is stopped.
 SLACK_KB = 1024
 # PMD tables for the two places that a scan reads, which stay.
@@ -675,22 +677,27 @@ def memslots(run):
 def sparse(run):
     """virtio-mem, THP off, sparse memslot"""
     run.patched_qemu()
-    run.boot_virtio_mem()
+    properties = sparse_memslots()
+    run.boot_virtio_mem(device=properties)
     check_sparse(run)
     for n in range(1, CYCLES + 1):
         cycle(run, n)
-    move(run)
+    move(run, properties)
+
+
+def sparse_memslots():
+    """The property that has QEMU insist on a sparse memslot, or find that KVM has none."""
+    return ",sparse-memslots=" + ("on" if kvm_block_size() else "auto")
 
 
 def check_sparse(run):
-    """QEMU takes a sparse memslot where there are any, of itself."""
     want = "on" if kvm_block_size() else "off"
     found = run.qmp.get("vmem", "sparse-memslots")
     run.notes["sparse"] = found == "on"
     run.check(f"sparse memslots are {want}", found == want, f"they are {found}")
 
 
-def move(run):
+def move(run, properties):
     """Another QEMU takes over the guest, its plugged blocks among it."""
     target = os.path.join(run.dir, "migration")
     run.resize(MOVED_MIB)
@@ -706,7 +713,7 @@ def move(run):
     status = wait_for("the end of the migration", ended, RESIZE_DEADLINE)
     run.check("the guest was migrated", status == "completed", status)
     run.end()
-    run.start_qemu([*run.linux(), *run.device(), "-incoming", f"file:{target}"])
+    run.start_qemu([*run.linux(), *run.device(properties), "-incoming", f"file:{target}"])
     wait_for("the guest's return", lambda: run.qmp.do("query-status")["running"], BOOT_DEADLINE)
     os.unlink(target)
     run.step("moved")
@@ -719,7 +726,7 @@ def move(run):
 
 
 # How the hostile guest's memory is kept: what the table calls it, whether by the QEMU of
-# patches/qemu, properties of the device.
+# patches/qemu, which is told what sparse_memslots() says as well, properties of the device.
 KEEPERS = (("one memslot", False, ""),
            ("dynamic memslots", False, ",dynamic-memslots=on"),
            ("sparse memslot", True, ""))
@@ -731,6 +738,7 @@ def hostile(run):
     for title, own, properties in KEEPERS:
         if own:
             run.patched_qemu()
+            properties += sparse_memslots()
         provoke(run, title, own and kvm_block_size() > 0, properties)
         run.end()
 
@@ -789,7 +797,11 @@ def provoke(run, title, guarded, properties):
         run.check(f"{title}: the host allocated nothing", not there and more < SLACK_KB,
                   f"{there} pages, RSS {more} kB more")
         run.check(f"{title}: KVM has counted the exit", exits == 1, f"it counted {exits}")
-        restart(run, title)
+        restart(run)
+        run.check(f"{title}: the guest runs again after a reset", True)
+        cut(run, title)
+        restart(run)
+        race(run, title)
 
 
 def check_stop(run, title, command):
@@ -809,13 +821,30 @@ def check_stop(run, title, command):
         run.say(line)
 
 
-def restart(run, title):
-    """A guest that was stopped can be reset.  Then one CPU writes to blocks while another
-    gives them back: if their memory were discarded before KVM knows, some would return."""
+def restart(run):
+    """A guest that was stopped can be reset."""
     run.qmp.do("system_reset")
     run.qmp.do("cont")
     hostile_guest(run)
-    run.check(f"{title}: the guest runs again after a reset", True)
+
+
+def cut(run, title):
+    """What the guest lays over the device cuts its memslot in two: what is plugged stays
+    so in both, and nothing else can be had."""
+    blocks = HOSTILE_BLOCKS - BEHIND
+    told(run, f"cover {COVER:x}")
+    for first, count in ((0, COVER), (BEHIND, blocks)):
+        told(run, f"read {first:x} {count:x}", f"{count * BLOCK_MIB * MIB // PAGE:x}")
+    told(run, f"unplug {BEHIND:x} {blocks:x}", "0")
+    before = populated(run.qemu.pid, HOSTILE_BLOCKS * BLOCK_MIB)
+    check_stop(run, f"{title}, cut", f"touch {BEHIND:x} {blocks:x}")
+    more = populated(run.qemu.pid, HOSTILE_BLOCKS * BLOCK_MIB) - before
+    run.check(f"{title}, cut: the host allocated nothing", not more, f"{more} pages")
+
+
+def race(run, title):
+    """One CPU writes to blocks while another gives them back: if their memory were
+    discarded before KVM knows, some would return."""
     check_stop(run, title, f"race 0 {HOSTILE_BLOCKS:x}")
     there = populated(run.qemu.pid, HOSTILE_BLOCKS * BLOCK_MIB)
     run.check(f"{title}: nothing came back while it was unplugged", not there,

@@ -14,6 +14,8 @@
  *	read BLOCK COUNT	read the first word of each page; how many were not zero
  *	race BLOCK COUNT	the second CPU writes to each page over and over, without
  *				an end, while blocks are given back; the response's type
+ *	cover BLOCK		lay 64 MiB of something else over the device from a block
+ *				on: the chipset's window to PCI configuration space
  *	mem			nothing: for those who expect agent.c
  *
  * The device is driven through the window in its PCI configuration space, for which no
@@ -57,6 +59,13 @@
 #define QUEUE_ENTRIES		4
 #define REQ_PLUG		0
 #define REQ_UNPLUG		1
+
+/* Of the host bridge of q35, whose window can be 64 MiB that begin at 32 MiB. */
+#define HOST_BRIDGE		0x80000000
+#define PCIEXBAR		0x60
+#define PCIEXBAR_ENABLE		1
+#define PCIEXBAR_64M		(2 << 1)
+#define PCIEXBAR_ALIGN		(32ULL << 20)
 
 #define APIC_ICR_LOW		0xfee00300
 #define APIC_ICR_HIGH		0xfee00310
@@ -387,6 +396,19 @@ static uint16_t race(uint64_t block, uint64_t count)
 	return request(REQ_UNPLUG, block, count);
 }
 
+static bool cover(uint64_t block)
+{
+	uint64_t at = base + block * block_size;
+
+	if (at % PCIEXBAR_ALIGN)
+		return false;
+	outl(0xcf8, HOST_BRIDGE | (PCIEXBAR + 4));
+	outl(0xcfc, at >> 32);
+	outl(0xcf8, HOST_BRIDGE | PCIEXBAR);
+	outl(0xcfc, at | PCIEXBAR_64M | PCIEXBAR_ENABLE);
+	return true;
+}
+
 static void put(char c)
 {
 	while (!(inb(0x3fd) & 0x20))
@@ -475,6 +497,8 @@ static void obey(const char *line)
 		say("ok");
 		say_number(type);
 		say("\n");
+	} else if (is(line, "cover")) {
+		say(cover(block) ? "ok\n" : "error not aligned\n");
 	} else {
 		say("error no such command\n");
 	}
