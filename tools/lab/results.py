@@ -26,7 +26,8 @@ import sys
 from collections import OrderedDict
 from pathlib import Path
 
-OURS = ("ours", "beside", "shadow")
+# Where our own tests run, and what the debug kernel is booted with there.
+OURS = {"ours": "", "beside": "", "shadow": " (kvm.tdp_mmu=0)", "nonpt": " (kvm_amd.npt=0)"}
 CASE = re.compile(r"^\s*(not ok|ok)\s+\d+\s*-?\s*(.*?)\s*(#\s*(SKIP|XFAIL|XPASS|TODO)\b.*)?$",
                   re.I)
 
@@ -50,6 +51,8 @@ def read_tests(path):
     for line in Path(path).read_text().splitlines():
         words = line.split()
         if words and not words[0].startswith("#"):
+            if words[0] not in (*OURS, "stock", "both", "three"):
+                sys.exit(f"error: {path}: nobody runs what is to run in '{words[0]}'")
             tests.append((len(tests) + 1, words[0], " ".join(words[2:])))
     return tests
 
@@ -206,8 +209,7 @@ def main():
             if where not in OURS and dict(stock[0]) != dict(patched[0]):
                 print(number)
         elif where in OURS:
-            judge_ours(count, f"{label} (kvm.tdp_mmu=0)" if where == "shadow" else label,
-                       args.ours, number)
+            judge_ours(count, label + OURS[where], args.ours, number)
         elif stock:
             judge_stock(count, label, stock, patched)
             if where == "both":
