@@ -613,7 +613,8 @@ static bool tables_are_gone(void *arg)
 
 /*
  * Page tables that more than one mapping of the region has a part in: these stay, for a
- * call holds the lock of one mapping.  Advice and moves have left the region in pieces.
+ * call holds the lock of one mapping.  There are more of them than two when what was
+ * moved away and back has not merged with its neighbours.
  */
 static long count_shared_tables(void)
 {

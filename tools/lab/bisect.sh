@@ -11,11 +11,11 @@
 #   off   the same without PT_RECLAIM, with DEBUG_VM and KVM's assertions
 #   bare  PT_RECLAIM, and as little as can be of all else that knows page tables
 #
-# and the selftests that have arrived by then.  Nothing is linked.  A line for each patch: how many objects
-# were compiled, "=" where there was nothing to do after the patch before, "kept" where
-# this was done before: what went well is not done again, and an interrupted run goes on
-# where it stopped.  The first failure ends it: one line names patch and file, exit
-# status 1.
+# and the selftests that have arrived by then.  Nothing is linked.  A line for each patch:
+# how many objects were compiled, "=" where there was nothing to do after the patch
+# before, "kept" where this was done before: what went well is not done again, and an
+# interrupted run goes on where it stopped.  The first failure ends it: one line names
+# patch and file, exit status 1.
 #
 # FROM=, TO=: numbers of patches, the first is 1.  QUICK=1: only the files that each patch
 # touches, not others that include them.

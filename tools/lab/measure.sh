@@ -7,10 +7,9 @@
 # WHEN is run, quick or full; each scenario is measured RUNS times.  On an emulated
 # machine both kernels run side by side: under -icount what is counted are instructions,
 # and without it (ICOUNT=0) time says nothing in any case.  On a host with KVM they run
-# one after the other.  A result is kept in
-# build/results under a name that is made of everything it depends on, so what was
-# interrupted goes on where it stopped; FRESH=1 measures again.  PERF=1 adds
-# a run of each scenario under perf stat.
+# one after the other.  A result is kept in build/results under a name that is made of
+# everything it depends on, so what was interrupted goes on where it stopped; FRESH=1
+# measures again.  PERF=1 adds a run of each scenario under perf stat.
 #
 # LIST gets a line for each result: kernel|when|label|run|file, file below build/;
 # run is 1 to RUNS, or "perf".
